@@ -1,0 +1,50 @@
+"""Folders that take long to make are made once, and kept as tar files in ``.stack/`` of this clone.
+
+Only the archives lie there: a clone may be in a folder that none but root may enter, a PostgreSQL cluster may not.
+"""
+
+import contextlib
+import fcntl
+import shutil
+import subprocess
+from pathlib import Path
+
+from .process import identity
+
+CACHE = Path(__file__).resolve().parents[2] / ".stack"
+
+
+@contextlib.contextmanager
+def locked(name):
+    """Keep other processes that ask for the same name out."""
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / (name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def archived(name, make):
+    """Return the archives called ``name``: the path of a tar file for each part. If there are none, have them made.
+
+    :param make: function that returns a context manager, which makes folders and gives the path of each by the name of
+        its part; it is entered at most once per name and clone
+    """
+    folder = CACHE / name
+    with locked(name):
+        if not folder.exists():
+            unfinished = CACHE / (name + ".unfinished")
+            with make() as parts:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                for part, path in parts.items():
+                    subprocess.run(["tar", "-cf", unfinished / (part + ".tar"), "-C", path, "."], check=True)
+            unfinished.rename(folder)
+    return {path.stem: path for path in folder.glob("*.tar")}
+
+
+def unpack(path, folder, user=None):
+    """Unpack an archive into an existing folder, as ``user``, who need not be able to read the archive."""
+    with open(path, "rb") as archive:
+        subprocess.run(
+            ["tar", "-x", "--no-same-owner", "-p", "-f", "-", "-C", folder], stdin=archive, check=True, **identity(user)
+        )

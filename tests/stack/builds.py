@@ -1,0 +1,180 @@
+"""Odoo, ready to run: from Debian's packages or a source tree, with the Python packages that it needs.
+
+    build = find_build("19.0")
+    subprocess.run([*build.command, "--version"], env={**os.environ, **build.env})
+
+The first call for a series takes a minute or two; what it makes is kept in ``.stack/`` of this clone.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+from .archive import CACHE, locked
+from .commands import CommandError, run, say
+from .debian import package_versions, unpack_packages
+from .pythons import REQUIREMENTS, find_environment
+
+#: The versions of Python that run a series, the best first.
+PYTHONS = {
+    "12.0": ("3.7", "3.6"),
+    "13.0": ("3.7", "3.8", "3.6"),
+    "14.0": ("3.9", "3.8", "3.7"),
+    "15.0": ("3.9", "3.8"),
+    "16.0": ("3.11", "3.10"),
+    "17.0": ("3.11", "3.12", "3.10"),
+    "18.0": ("3.12", "3.11", "3.13", "3.10"),
+    "19.0": ("3.12", "3.13", "3.11", "3.10"),
+}
+
+#: The series that Debian has: suite, and packages. Debian's package of Odoo has links to some libraries of the web
+#: client, which are packages of their own; the fonts that it has links to as well only change how pages look.
+DEBIAN = {
+    "14.0": ("bullseye", ("odoo-14", "libjs-jquery", "libjs-jquery-ui", "libjs-underscore")),
+    "19.0": ("sid", ("odoo-19", "libjs-jquery", "libjs-jquery-form", "libjs-underscore")),
+}
+
+# Two thirds of a package are translations.
+_NOT_UNPACKED = ("*/i18n/*", "*/i18n_extra/*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """One Odoo and how to run it."""
+
+    #: such as "19.0"
+    series: str
+    #: folder of the source tree, or the one with the package ``odoo``
+    root: Path
+    #: interpreter and script; arguments of Odoo's follow
+    command: list
+    #: environment variables that it needs besides the usual ones
+    env: dict
+    #: folders for ``--addons-path``; empty if Odoo finds its standard addons without
+    addons_paths: list
+    #: where it comes from, for people
+    description: str
+    #: version of Python
+    python: str
+    #: version of psycopg2
+    psycopg2: str
+    #: what websocket clients must say they are, None where the bus has no websocket
+    websocket_version: str
+    #: short name for caches of what this very build, with these very Python packages, has made
+    key: str
+
+
+def find_build(series=None, tree=None, python=None):
+    """Return a :class:`Build` that can be run, downloading and installing into ``.stack/`` what is missing.
+
+    :param series: such as "19.0"; may be left out with ``tree``
+    :param tree: folder of an Odoo source tree; default: the package in Debian
+    :param python: path, command or version of the interpreter; default: one that suits the series
+    :raise RuntimeError: it can not be had; the message says why, and what to do
+    """
+    if tree is not None:
+        return _build_from_tree(Path(tree).resolve(), series, python)
+    if series not in DEBIAN:
+        raise RuntimeError(
+            "Debian has no Odoo %s (but %s): name a source tree of it" % (series, " and ".join(sorted(DEBIAN)))
+        )
+    return _build_from_debian(series, python)
+
+
+def _build_from_debian(series, python):
+    suite, packages = DEBIAN[series]
+    folder = CACHE / ("odoo-" + series)
+    with locked("odoo-" + series):
+        if not folder.exists():
+            say("downloading Odoo %s from Debian ..." % series)
+            unpack_packages(suite, packages, folder, _NOT_UNPACKED)
+    root = folder / "usr" / "lib" / "python3" / "dist-packages"
+    return _build(
+        series,
+        python,
+        root=root,
+        script=folder / "usr" / "bin" / "odoo",
+        env={"PYTHONPATH": str(root)},
+        addons_paths=[],
+        bus=root / "odoo" / "addons" / "bus",
+        description="Debian " + next(line for line in package_versions(folder) if line.startswith(packages[0] + " ")),
+    )
+
+
+def _build_from_tree(tree, series, python):
+    script = tree / "odoo-bin"
+    if not script.exists():
+        raise RuntimeError("%s is no source tree of Odoo: there is no odoo-bin in it" % tree)
+    found = runpy.run_path(str(tree / "odoo" / "release.py"))["series"]
+    if series is not None and series != found:
+        raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found, series))
+    return _build(
+        found,
+        python,
+        root=tree,
+        script=script,
+        env={},
+        addons_paths=[tree / "addons"],
+        bus=tree / "addons" / "bus",
+        description="source tree %s %s" % (tree.name, found),
+    )
+
+
+def _build(series, python, root, script, env, addons_paths, bus, description):
+    if series not in PYTHONS:
+        raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
+    with locked("venv-" + series):
+        environment = find_environment(series, PYTHONS[series], python)
+    identity = [str(root), description, _commit(root), environment.python_version]
+    return Build(
+        series=series,
+        root=root,
+        command=[str(environment.python), str(script)],
+        env=env,
+        addons_paths=addons_paths,
+        description=description,
+        python=environment.python_version,
+        psycopg2=environment.psycopg2_version,
+        websocket_version=_websocket_version(bus),
+        key="%s-%s" % (series, _digest(*identity, (REQUIREMENTS / (series + ".txt")).read_text())),
+    )
+
+
+def _websocket_version(bus):
+    try:
+        source = (bus / "websocket.py").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    # Clients of 16.0 need not say theirs.
+    found = re.search(r"""^\s+_VERSION = ["']([^"']+)["']""", source, re.MULTILINE)
+    return found and found[1]
+
+
+def _commit(root):
+    """Return what changes when somebody updates a source tree; nothing if it is not a clone."""
+    if not (root / ".git").exists():
+        return ""
+    try:
+        return run(["git", "-C", root, "rev-parse", "HEAD"])
+    except CommandError:
+        return ""
+
+
+def _digest(*texts):
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
+
+
+def main():
+    """Print the builds of the series (or source trees) that are named on the command line."""
+    for what in sys.argv[1:]:
+        build = find_build(tree=what) if os.sep in what else find_build(what)
+        for field in dataclasses.fields(build):
+            print("%-18s %s" % (field.name, getattr(build, field.name)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The Odoo database that a stack starts from."""
+
+import contextlib
+import re
+
+from . import postgres
+from .archive import archived
+from .commands import say
+from .odoo import Odoo, series_number
+
+DATABASE = "bus_alt"
+LOGIN = PASSWORD = "admin"
+_DEADLINE = 600.0
+
+
+class UnknownModule(ValueError):
+    """Odoo does not know a module that is to be installed."""
+
+
+def odoo_database(build, modules="bus"):
+    """Return the archives of a cluster with an Odoo database: tar files ``cluster`` and ``filestore``.
+
+    They are made by the first call for this build, these modules and this version of PostgreSQL, which takes up to a
+    minute; the database is called ``bus_alt``, has no demo data, and its user ``admin`` the password ``admin``.
+
+    :param modules: what to install, separated by commas
+    :raise UnknownModule: Odoo does not know one of them
+    :raise RuntimeError: Odoo failed
+    """
+    name = "odoo-%s-%s-postgresql-%s" % (build.key, modules, postgres.version())
+    return archived(re.sub(r"[^\w.-]+", "+", name), lambda: _new_database(build, modules))
+
+
+@contextlib.contextmanager
+def _new_database(build, modules):
+    with postgres.PostgreSQL({"log_statement": "none"}) as server:
+        options = ["--init", modules, "--stop-after-init"]
+        if series_number(build.series) < 19:
+            options.append("--without-demo=all")
+        odoo = Odoo(build, server, DATABASE, conf={"max_cron_threads": 0}, options=options)
+        say("making a database of Odoo %s with %s ..." % (build.series, modules))
+        with contextlib.closing(odoo):
+            odoo.run(_DEADLINE)
+            found = server.execute(
+                "SELECT name FROM ir_module_module WHERE state = 'installed' AND name = ANY(%s)",
+                (modules.split(","),),
+                DATABASE,
+            )
+            unknown = set(modules.split(",")) - {row.name for row in found}
+            if unknown:
+                raise UnknownModule("no such module in Odoo %s: %s" % (build.series, ", ".join(sorted(unknown))))
+            server.stop()
+            yield {"cluster": server.data, "filestore": odoo.folder / "data"}

@@ -1,0 +1,147 @@
+"""A private PgBouncer in front of a PostgreSQL server."""
+
+import signal
+
+import psycopg2
+from psycopg2.extras import RealDictCursor
+
+from . import ports, postgres
+from .process import Process, server_user
+from .system import pgbouncer_bin
+
+ADMIN = "pgbouncer"
+ADMIN_PASSWORD = "pgbouncer-s3cret"
+
+_SETTINGS = {
+    "listen_addr": "127.0.0.1",
+    "auth_type": "scram-sha-256",
+    "admin_users": ADMIN,
+    "pool_mode": "transaction",
+    "default_pool_size": 10,
+    "max_client_conn": 200,
+    "ignore_startup_parameters": "extra_float_digits",
+    # Default 15 s: after an outage of the server the pooler would be the slowest to come back.
+    "server_login_retry": 0.2,
+}
+
+
+class PgBouncer(Process):
+    """A PgBouncer on its own port of 127.0.0.1, with one pool per database of ``server``.
+
+    :param server: the PostgreSQL it logs in to; set the attribute and :meth:`reload` to point it to another
+    :param user: name under which clients log in as the server's role ``odoo``
+    :param password: their password. Where user or password differ from the server's, every client works as ``odoo``
+        there, the superuser included
+    :param settings: additions to the section ``[pgbouncer]``, by name
+    :param databases: additions to the line of a database, by its name: ``{"postgres": "pool_mode=session"}``
+
+    Changes of the attributes count from the next :meth:`start` or :meth:`reload` on.
+    """
+
+    name = "pgbouncer"
+    # At once, clients or not. Up to 1.22 the default action of this signal, since then its meaning; that of SIGTERM
+    # has changed.
+    stop_signal = signal.SIGQUIT
+
+    def __init__(self, server, user=postgres.USER, password=postgres.PASSWORD, settings=None, databases=None):
+        super().__init__(run_as=server_user())
+        self.host = "127.0.0.1"
+        self.port = ports.take_port()
+        self.server = server
+        self.user = user
+        self.password = password
+        self.settings = dict(settings or {})
+        self.databases = dict(databases or {})
+
+    def command(self):
+        return [pgbouncer_bin(), self.folder / "pgbouncer.ini"]
+
+    def prepare(self):
+        self._write_configuration()
+
+    def is_up(self):
+        try:
+            self.show("version")
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def close(self):
+        super().close()
+        ports.release_port(self.port)
+
+    def connect(self, dbname="postgres", user=None, password=None, **parameters):
+        """Return a new psycopg2 connection through the pooler, by default as Odoo's role."""
+        return psycopg2.connect(
+            host=self.host,
+            port=self.port,
+            dbname=dbname,
+            user=user or self.user,
+            password=password or self.password,
+            **parameters,
+        )
+
+    # Admin console
+
+    def admin(self, command):
+        """Run a command of the admin console; return its rows as dicts, if it has any."""
+        connection = self.connect("pgbouncer", ADMIN, ADMIN_PASSWORD, cursor_factory=RealDictCursor)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cr:
+                cr.execute(command)
+                return [dict(row) for row in cr.fetchall()] if cr.description else None
+        finally:
+            connection.close()
+
+    def show(self, what):
+        """Return the rows of ``SHOW <what>`` as dicts: ``servers``, ``clients``, ``pools``, ``config`` ..."""
+        return self.admin("SHOW %s" % what)
+
+    def pause(self):
+        """Let no transaction begin; returns when those under way have ended."""
+        self.admin("PAUSE")
+
+    def resume(self):
+        self.admin("RESUME")
+
+    def reload(self):
+        """Write and read the configuration again."""
+        self._write_configuration()
+        self.admin("RELOAD")
+
+    def server_ports(self):
+        """Return the set of the local ports of the connections to PostgreSQL.
+
+        A backend whose ``pg_stat_activity.client_port`` is among them serves the pooler; any other is direct.
+        """
+        return {row["local_port"] for row in self.show("servers")}
+
+    def _write_configuration(self):
+        server = "host=%s port=%s" % (self.server.host, self.server.port)
+        if (self.user, self.password) != (postgres.USER, postgres.PASSWORD):
+            server += " user=%s password=%s" % (postgres.USER, postgres.PASSWORD)
+        lines = ["[databases]"]
+        lines += ["%s = %s %s" % (name, server, more) for name, more in {"*": "", **self.databases}.items()]
+        lines.append("[pgbouncer]")
+        settings = {
+            **_SETTINGS,
+            "listen_port": self.port,
+            "unix_socket_dir": self.folder,
+            "auth_file": self.folder / "users",
+            **self.settings,
+        }
+        lines += ["%s = %s" % item for item in settings.items()]
+        # In plain text, with which the pooler can log in to the server as well.
+        users = {
+            self.user: self.password,
+            postgres.SUPERUSER: postgres.SUPERUSER_PASSWORD,
+            ADMIN: ADMIN_PASSWORD,
+        }
+        self._write("users", ['"%s" "%s"' % item for item in users.items()])
+        self._write("pgbouncer.ini", lines)
+
+    def _write(self, name, lines):
+        path = self.folder / name
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o644)  # for the server's user; the folder keeps all others out

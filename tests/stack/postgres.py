@@ -1,0 +1,190 @@
+"""A private PostgreSQL server."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+
+import psycopg2
+from psycopg2.extras import NamedTupleCursor
+
+from . import ports
+from .archive import archived, unpack
+from .process import Process, identity, server_user
+from .system import postgres_bin
+
+SUPERUSER = "postgres"
+SUPERUSER_PASSWORD = "postgres-s3cret"
+USER = "odoo"
+# Easy to find, so that tests can see that it turns up in no log.
+PASSWORD = "odoo-s3cret"
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "max_connections": 200,
+    # Without fsync only a crash of the machine loses data, not one of the server.
+    "fsync": "off",
+    "password_encryption": "scram-sha-256",
+    "log_statement": "all",
+    "log_line_prefix": "%m [%p] %r %a %d ",
+    "lc_messages": "C",
+}
+_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+def version():
+    """Return the major version of the PostgreSQL in use, as text."""
+    printed = subprocess.run([postgres_bin() / "postgres", "-V"], stdout=subprocess.PIPE, check=True, text=True)
+    return printed.stdout.split()[2].split(".")[0]
+
+
+class PostgreSQL(Process):
+    """A PostgreSQL cluster of its own, on its own port of 127.0.0.1.
+
+    It has the superuser ``postgres`` and the role ``odoo``, which may log in and create databases.
+
+    :param settings: additions to ``postgresql.conf``, by name; changes of the attribute count from the next
+        :meth:`start` or :meth:`reload` on
+    :param archive: tar file with the data folder to start from; default: an empty cluster
+    """
+
+    name = "postgresql"
+    stop_signal = _STOP_SIGNALS["fast"]
+
+    def __init__(self, settings=None, archive=None):
+        super().__init__(run_as=server_user())
+        self.host = "127.0.0.1"
+        self.port = ports.take_port()
+        self.user, self.password = USER, PASSWORD  # of Odoo
+        self.settings = dict(settings or {})
+        self.data = self.folder / "data"
+        self._archive = archive
+
+    def command(self):
+        return [postgres_bin() / "postgres", "-D", self.data]
+
+    def is_up(self):
+        try:
+            self.connect("postgres").close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def prepare(self):
+        if not self.data.exists():
+            self._make_folder()
+            self._fill()
+        self._write_settings()
+
+    def stop(self, mode="fast", deadline=None):
+        """Stop the server, return its exit code; ``mode`` as for ``pg_ctl``: ``smart``, ``fast`` or ``immediate``."""
+        return super().stop(deadline, _STOP_SIGNALS[mode])
+
+    def restart(self, mode="fast"):
+        self.stop(mode)
+        return self.start()
+
+    def reload(self):
+        """Have the server read :attr:`settings` again."""
+        self._write_settings()
+        self.execute("SELECT pg_reload_conf()")
+
+    def close(self):
+        super().close()
+        ports.release_port(self.port)
+
+    def connect(self, dbname="postgres", user=SUPERUSER, password=SUPERUSER_PASSWORD, **parameters):
+        """Return a new psycopg2 connection straight to the server."""
+        return psycopg2.connect(
+            host=self.host, port=self.port, dbname=dbname, user=user, password=password, **parameters
+        )
+
+    def execute(self, query, params=None, dbname="postgres"):
+        """Run ``query`` as superuser, outside of a transaction; return its rows, named tuples, if it has any."""
+        connection = self.connect(dbname, application_name="tests", cursor_factory=NamedTupleCursor)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cr:
+                cr.execute(query, params)
+                return cr.fetchall() if cr.description else None
+        finally:
+            connection.close()
+
+    def activity(self):
+        """Return the rows of ``pg_stat_activity`` for all clients but the one that asks."""
+        return self.execute(
+            "SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+
+    def promote(self):
+        """Make a primary of this standby; returns when it accepts writes."""
+        if not self.execute("SELECT pg_promote()")[0].pg_promote:
+            raise RuntimeError("no promotion of %r\n%s" % (self, self.log_tail()))
+
+    def standby(self, settings=None):
+        """Return a streaming replica of this running server: a PostgreSQL not started yet."""
+        replica = PostgreSQL({**self.settings, **(settings or {})})
+        replica._make_folder()
+        subprocess.run(
+            [
+                postgres_bin() / "pg_basebackup",
+                "--pgdata=%s" % replica.data,
+                "--host=%s" % self.host,
+                "--port=%s" % self.port,
+                "--username=%s" % SUPERUSER,
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--write-recovery-conf",
+                "--no-password",
+            ],
+            check=True,
+            env={**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD},
+            **identity(replica.run_as),
+        )
+        return replica
+
+    def _make_folder(self):
+        subprocess.run(["mkdir", "-m", "700", self.data], check=True, **identity(self.run_as))
+
+    def _fill(self):
+        archive = self._archive or archived("postgresql-%s" % version(), _empty_cluster)["cluster"]
+        unpack(archive, self.data, self.run_as)
+
+    def _write_settings(self):
+        settings = {**_SETTINGS, "port": self.port, "unix_socket_directories": self.folder, **self.settings}
+        lines = ["%s = '%s'\n" % (name, str(value).replace("'", "''")) for name, value in settings.items()]
+        (self.data / "postgresql.conf").write_text("".join(lines))
+
+
+class _NewCluster(PostgreSQL):
+    """The cluster that all others are copies of."""
+
+    def _fill(self):
+        password = self.folder / "password"
+        password.write_text(SUPERUSER_PASSWORD)
+        if self.run_as:
+            shutil.chown(password, self.run_as)
+        subprocess.run(
+            [
+                postgres_bin() / "initdb",
+                "--pgdata=%s" % self.data,
+                "--username=%s" % SUPERUSER,
+                "--pwfile=%s" % password,
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--no-locale",
+                "--no-sync",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **identity(self.run_as),
+        )
+
+
+@contextlib.contextmanager
+def _empty_cluster():
+    with _NewCluster() as server:
+        server.execute("CREATE ROLE %s LOGIN CREATEDB PASSWORD %%s" % USER, (PASSWORD,))
+        server.stop()
+        yield {"cluster": server.data}

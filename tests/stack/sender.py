@@ -1,0 +1,88 @@
+"""Sending on Odoo's bus as Odoo does it, from outside."""
+
+import json
+import select
+import time
+from typing import NamedTuple
+
+from .odoo import series_number
+
+MESSAGE_TYPE = "bus_alt_connection"
+
+
+class Sent(NamedTuple):
+    id: int  # of the row in bus_bus
+    at: float  # time.monotonic() right before the NOTIFY
+
+
+class BusSender:
+    """Two connections, kept open: to the database of the messages, and to ``postgres`` for the notifications.
+
+    One that was lost in the meantime is replaced, as Odoo's pool of connections does; one that fails is given up, and
+    the error passed on.
+
+    :param connect: function that returns a new psycopg2 connection to the database it is given the name of
+    """
+
+    def __init__(self, series, database, connect):
+        self._with_database = series_number(series) >= 15
+        self._database = database
+        self._connect = connect
+        self._connections = {}
+
+    def channel(self, name):
+        """Return what Odoo makes of a channel that is a string: from 15.0 the database is part of it."""
+        return [self._database, name] if self._with_database else name
+
+    def send(self, channel, message):
+        """Insert ``message`` for ``channel``, and notify: in two transactions, as Odoo does. Returns :class:`Sent`."""
+        row_id = self.insert(channel, message)
+        at = time.monotonic()
+        self.notify(_json([self.channel(channel)]))
+        return Sent(row_id, at)
+
+    def insert(self, channel, message):
+        """Insert a message without telling anyone; return the id of its row in ``bus_bus``."""
+        if self._with_database:
+            message = {"type": MESSAGE_TYPE, "payload": message}
+        rows = self._transaction(
+            self._database,
+            """
+            INSERT INTO bus_bus (channel, message, create_uid, create_date, write_uid, write_date)
+            VALUES (%s, %s, 1, now() AT TIME ZONE 'UTC', 1, now() AT TIME ZONE 'UTC')
+            RETURNING id
+            """,
+            (_json(self.channel(channel)), _json(message)),
+        )
+        return rows[0][0]
+
+    def notify(self, payload, channel="imbus"):
+        """Send one notification with any text as payload."""
+        self._transaction("postgres", "SELECT pg_notify(%s, %s)", (channel, payload))
+
+    def close(self):
+        while self._connections:
+            self._connections.popitem()[1].close()
+
+    def _transaction(self, database, query, params):
+        connection = self._connections.pop(database, None)
+        if connection is None or _is_lost(connection):
+            connection = self._connect(database)
+        try:
+            with connection, connection.cursor() as cr:
+                cr.execute(query, params)
+                rows = cr.fetchall()
+        except BaseException:
+            connection.close()
+            raise
+        self._connections[database] = connection
+        return rows
+
+
+def _is_lost(connection):
+    # Nothing comes unasked for but the end.
+    return bool(connection.closed or select.select([connection], [], [], 0)[0])
+
+
+def _json(value):
+    return json.dumps(value, separators=(",", ":"))

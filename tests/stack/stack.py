@@ -1,0 +1,189 @@
+"""PostgreSQL, PgBouncer and Odoo, put together."""
+
+import contextlib
+import re
+from pathlib import Path
+
+from .builds import find_build
+from .clients import client_class
+from .database import DATABASE, odoo_database
+from .odoo import Odoo
+from .pgbouncer import PgBouncer
+from .postgres import PASSWORD, USER, PostgreSQL
+from .sender import BusSender
+from .waiting import wait_until
+
+#: Folder that holds our addon.
+ADDON = Path(__file__).resolve().parents[2]
+
+DEFAULT_SERIES = "19.0"
+
+
+class Stack:
+    """A running Odoo with its database, behind PgBouncer in transaction mode.
+
+    :param series: of Odoo, such as ``"19.0"``, which is the default; a tree has its own
+    :param workers: 0: threaded; more: prefork
+    :param addon: folder that holds a ``bus_alt_connection``; None: without it
+    :param pooler: False: Odoo connects to PostgreSQL itself
+    :param direct: whether to tell the addon, by environment variables, how to reach PostgreSQL directly
+    :param modules: what is installed in the database, separated by commas
+    :param tree: source tree of Odoo; default: the package of the distribution
+    :param python: interpreter for that tree
+    :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``
+        and ``pooler`` running, and returns them. With a host or a port for the direct connection among them, ``direct``
+        means nothing
+    :param load: value for Odoo's ``--load``
+    :param conf: additions to ``odoo.conf``, by name
+    :param options: more arguments for Odoo
+    :param server_options: arguments for :class:`~.postgres.PostgreSQL`
+    :param pooler_options: arguments for :class:`~.pgbouncer.PgBouncer`; with ``user`` or ``password`` among them, the
+        credentials for the pooler are other than those for the server
+
+    While it runs: ``server``, ``pooler`` (None without one), ``odoo``, and ``database``, the name of Odoo's database.
+    """
+
+    def __init__(
+        self,
+        series=None,
+        workers=0,
+        addon=ADDON,
+        pooler=True,
+        direct=True,
+        modules="bus",
+        tree=None,
+        python=None,
+        environment=None,
+        load=None,
+        conf=None,
+        options=(),
+        server_options=None,
+        pooler_options=None,
+    ):
+        self.build = find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
+        self.series = self.build.series
+        self.database = DATABASE
+        self.server = self.pooler = self.odoo = None
+        self._workers = workers
+        self._addon = addon
+        self._with_pooler = pooler
+        self._direct = direct
+        self._modules = modules
+        self._environment = environment
+        self._odoo_options = {"load": load, "conf": conf, "options": options}
+        self._server_options = server_options or {}
+        self._pooler_options = pooler_options or {}
+        self._exits = None
+        self._sender = None
+
+    def __enter__(self):
+        with contextlib.ExitStack() as exits:
+            archives = odoo_database(self.build, self._modules)
+            self.server = exits.enter_context(PostgreSQL(archive=archives["cluster"], **self._server_options))
+            if self._with_pooler:
+                self.pooler = exits.enter_context(PgBouncer(self.server, **self._pooler_options))
+            self.odoo = exits.enter_context(
+                Odoo(
+                    self.build,
+                    self.pooler or self.server,
+                    self.database,
+                    self._workers,
+                    self._addon,
+                    environment=self._odoo_environment(),
+                    filestore=archives["filestore"],
+                    **self._odoo_options,
+                )
+            )
+            self._sender = exits.enter_context(contextlib.closing(self.sender()))
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *exception):
+        self._exits.close()
+
+    def _odoo_environment(self):
+        given = self._environment(self) if callable(self._environment) else dict(self._environment or {})
+        if not self._direct or any(re.fullmatch(r"(ODOO_)?IMDISPATCHER_DB_(HOST|PORT)", name) for name in given):
+            return given
+        direct = {"HOST": self.server.host, "PORT": str(self.server.port)}
+        through = self.pooler or self.server
+        if through.user != USER:
+            direct["USER"] = USER
+        if through.password != PASSWORD:
+            direct["PASSWORD"] = PASSWORD
+        # Other addons for this purpose know the longer names only.
+        names = {prefix + name: value for name, value in direct.items() for prefix in _PREFIXES}
+        return {**names, **given}
+
+    # Clients and messages
+
+    def client(self, channels=("tests",), last=None, listening=True):
+        """Return a client, logged in and subscribed; its ``close`` is called at the end of the stack at the latest.
+
+        :param channels: names to subscribe to, may be none
+        :param last: id of the last row of bus_bus that it is to know; default: the last there is
+        :param listening: wait until Odoo's LISTEN is in force
+        """
+        client = client_class(self.series)(
+            self.odoo.http_url,
+            self.odoo.event_url,
+            self.database,
+            websocket_version=self.build.websocket_version,
+        )
+        self._exits.callback(client.close)
+        if channels:
+            client.subscribe(channels, self.last_id() if last is None else last)
+            if listening:
+                self.wait_for_listen()
+        return client
+
+    def sender(self, direct=False):
+        """Return a new :class:`~.sender.BusSender`, through the pooler unless ``direct``."""
+        through = self.server if direct or not self.pooler else self.pooler
+        return BusSender(
+            self.series,
+            self.database,
+            lambda dbname: through.connect(dbname, through.user, through.password, application_name="tests"),
+        )
+
+    def send(self, channel, message):
+        """Send a message as Odoo does, through the pooler; see :meth:`.BusSender.send`."""
+        return self._sender.send(channel, message)
+
+    def last_id(self):
+        """Return the id of the last row in bus_bus, 0 if there is none."""
+        return self.server.execute("SELECT coalesce(max(id), 0) FROM bus_bus", dbname=self.database)[0][0]
+
+    # Facts
+
+    def wait_for_listen(self, channel="imbus", since=0, deadline=15.0):
+        """Wait until a LISTEN has been carried out; return the process id of the backend that did.
+
+        It is found in the log of the server, so ``log_statement`` has to be ``all``, as it is by default.
+
+        :param since: mark in that log, where to begin to look for it
+        :raise TimeoutError: there is none within ``deadline`` seconds
+        """
+        statement = re.compile(r'\[(\d+)\].*[:;]\s*listen\s+"?%s\b' % re.escape(channel), re.IGNORECASE)
+
+        def listener():
+            # The log tells that it began; and by the end of its transaction it is done.
+            backends = {int(pid) for pid in statement.findall(self.server.log_since(since))}
+            idle = (row.pid for row in self.server.activity() if row.pid in backends and row.state == "idle")
+            return next(idle, None)
+
+        return wait_until(listener, deadline, "LISTEN %s" % channel, 0.05, self.odoo.log_tail)
+
+    def direct_connections(self):
+        """Return those rows of ``pg_stat_activity`` that do not come through the pooler, nor from the tests."""
+        # Twice, lest a connection of the pooler's that has just come or gone is taken for a direct one.
+        pooled = self._pooled_ports()
+        rows = self.server.activity()
+        pooled |= self._pooled_ports()
+        return [row for row in rows if row.client_port not in pooled and row.application_name != "tests"]
+
+    def _pooled_ports(self):
+        return self.pooler.server_ports() if self.pooler else set()
+
+
+_PREFIXES = ("IMDISPATCHER_DB_", "ODOO_IMDISPATCHER_DB_")

@@ -1,0 +1,129 @@
+"""Programs of the system: installed with apt where they are missing, found where they are.
+
+    python3 -m tests.stack.system PACKAGE...
+
+installs packages, with nothing but Python's own library.
+"""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .commands import CommandError, run, say
+
+# A machine that runs tests must not get two more servers on their default ports, now or before the tests are done.
+# policy-rc.d is how Debian lets an administrator say so. Written in sh, since it is to run as root in one go: whatever
+# happens to apt or to us, the file goes again; after kill -9 it stays, and allows everything. One of somebody else's
+# is left alone.
+_INSTALL = r"""
+policy=/usr/sbin/policy-rc.d
+exec 9< /usr/sbin
+flock 9
+if [ ! -e $policy ] || grep -q 'tests of bus_alt_connection' $policy; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\n# No new services while the tests of bus_alt_connection install packages.\n' > $policy
+    printf 'if kill -0 %s 2> /dev/null; then exit 101; fi\n' $$ >> $policy
+    chmod 755 $policy
+fi
+export DEBIAN_FRONTEND=noninteractive
+install() {
+    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+}
+# The lists may be missing or out of date, and getting them takes time: only if it does not go without.
+install "$@" || { apt-get update -q && install "$@"; }
+"""
+
+
+def ensure_packages(*names):
+    """Install those of the Debian packages that are missing; services they bring are not started.
+
+    PostgreSQL makes itself a cluster ``main`` all the same, which is of no use to us and does no harm.
+
+    :raise RuntimeError: there is no apt, we may not use it, or it fails; the message says what to do
+    """
+    missing = [name for name in names if not is_installed(name)]
+    if not missing:
+        return
+    by_hand = "apt-get install --no-install-recommends " + " ".join(missing)
+    if shutil.which("apt-get") is None:
+        raise RuntimeError("this machine has no apt; install what corresponds to: " + by_hand)
+    prefix = _as_root(by_hand)
+    say("installing %s ..." % ", ".join(missing))
+    try:
+        run([*prefix, "sh", "-c", _INSTALL, "sh", *missing])
+    except CommandError as error:
+        raise RuntimeError("%s\nTry it yourself, as root: %s" % (error, by_hand)) from None
+
+
+def is_installed(package):
+    """Return whether the Debian package is installed."""
+    try:
+        status = run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package])
+    except CommandError:
+        return False
+    return status == "installed"
+
+
+def _as_root(by_hand):
+    if os.geteuid() == 0:
+        return []
+    sudo = ["sudo", "-n"]
+    if shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0:
+        return sudo
+    raise RuntimeError("not root, and no sudo without password; run as root: " + by_hand)
+
+
+@functools.cache
+def postgres_bin():
+    """Return the folder with the programs of the newest PostgreSQL server, installing it if there is none."""
+    found = _postgres_bin()
+    if found is None:
+        ensure_packages("postgresql")
+        found = _postgres_bin()
+    if found is None:
+        raise RuntimeError("no PostgreSQL server found: neither in /usr/lib/postgresql nor on PATH")
+    return found
+
+
+def _postgres_bin():
+    # Debian keeps the servers of all versions off PATH.
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_major, reverse=True)
+    folders += map(Path, os.get_exec_path())
+    return next((folder for folder in folders if _is_program(folder / "initdb", folder / "pg_ctl")), None)
+
+
+def _major(folder):
+    return int(re.match(r"\d*", folder.parent.name)[0] or 0)
+
+
+def _is_program(*paths):
+    return all(os.access(path, os.X_OK) for path in paths)
+
+
+@functools.cache
+def pgbouncer_bin():
+    """Return the path of the program ``pgbouncer``, installing it if there is none."""
+    found = _pgbouncer_bin()
+    if found is None:
+        ensure_packages("pgbouncer")
+        found = _pgbouncer_bin()
+    if found is None:
+        raise RuntimeError("no pgbouncer found: neither in /usr/sbin nor on PATH")
+    return Path(found)
+
+
+def _pgbouncer_bin():
+    # Debian installs it where only root's PATH looks.
+    return shutil.which("pgbouncer", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/usr/local/sbin"]))
+
+
+if __name__ == "__main__":
+    try:
+        ensure_packages(*sys.argv[1:])
+    except RuntimeError as error:
+        sys.exit(str(error))
