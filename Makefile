@@ -7,7 +7,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-PYTHON ?= python3
+# Makes the tools; PYTHON is what runs Odoo, see "up".
+BASE_PYTHON ?= python3
 # Additional arguments of the program that a target runs: make test ARGS="-k outage -x"
 ARGS ?=
 
@@ -50,10 +51,10 @@ ifneq ($(file < $(TOOLS_STAMP)),$(CURDIR))
 .PHONY: $(TOOLS_STAMP)
 endif
 $(TOOLS_STAMP): tests/requirements/tools.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
 	@# A fresh Debian has python3, but not what makes virtual environments.
-	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || $(PYTHON) -m tests.stack.system python3-venv
+	@$(BASE_PYTHON) -c 'import ensurepip' 2> /dev/null || $(BASE_PYTHON) -m tests.stack.system python3-venv
 	@echo 'installing the tools ...' >&2
-	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(BASE_PYTHON) -m venv --clear $(TOOLS)
 	@$(TOOLS_PYTHON) -m pip install --quiet --disable-pip-version-check --no-input -r $<
 	@printf '%s' '$(CURDIR)' > $@

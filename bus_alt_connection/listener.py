@@ -25,7 +25,7 @@ from . import connection, settings
 
 _logger = logging.getLogger(__name__)
 
-BUS_CHANNEL = "imbus"
+BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 
 # Seconds. The first attempt is made at once, those after it wait from the first
 # doubling up to the second.
@@ -264,8 +264,8 @@ class Listener(object):
                 self._live()
             except psycopg2.Error as error:
                 # The first line tells; after it libpq only supposes.
-                reason = settings.redact(error, self._parameters)
-                self._lost(reason.split("; ")[0] if self.session else reason)
+                reason = (str(error).strip() or repr(error)).split("\n")[0]
+                self._lost(settings.redact(reason, self._parameters))
             except Exception as error:
                 # Better a listener with a bug than a deaf bus.
                 settings.log_bug(_logger, error, self._parameters)
@@ -429,6 +429,9 @@ def _is_scalar(value):
 
 def quoted(name):
     """Return ``name`` as an SQL identifier."""
+    # As Odoo itself has them, for those who look for them in pg_stat_activity.
+    if name in (BUS_CHANNEL, CRON_CHANNEL):
+        return name
     return '"%s"' % name.replace('"', '""')
 
 

@@ -17,11 +17,10 @@ import uuid
 import psycopg2
 
 from . import catchup, connection, settings
-from .listener import BUS_CHANNEL, IDENTITY, digestible, quoted
+from .listener import BUS_CHANNEL, CRON_CHANNEL, IDENTITY, digestible, quoted
 
 _logger = logging.getLogger(__name__)
 
-CRON_CHANNEL = "cron_trigger"
 # Seconds that a check may take to come back, once it is committed.
 CHECK_TIMEOUT = 5.0
 # Seconds without a confirmed LISTEN before bus_bus is looked at instead.

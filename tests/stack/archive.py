@@ -11,7 +11,9 @@ from pathlib import Path
 
 from .process import identity
 
-CACHE = Path(__file__).resolve().parents[2] / ".stack"
+# Its real place: copies of the clone may share it by a link, and what is in it must not look moved to any of them.
+# Resolved, since virtual environments hold the path they were made at.
+CACHE = (Path(__file__).resolve().parents[2] / ".stack").resolve()
 
 
 @contextlib.contextmanager

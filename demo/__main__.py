@@ -1,0 +1,132 @@
+"""Show what breaks behind PgBouncer, and the addon repair it: ``make demo``.
+
+Exit code 0: all that it shows is true; 1: it is not; 2: it could not be tried. Environment variables:
+
+=============  =======================================================================================================
+``SERIES``     of Odoo; default 19.0
+``WORKERS``    number of HTTP workers; default 2; 0: a threaded server
+``ODOO``       a source tree of Odoo, with ``PYTHON`` to run it; default: the package of Debian
+``DIRECT``     ``none``: do not tell the addon how to reach PostgreSQL directly, and see what happens then
+=============  =======================================================================================================
+
+All variables ``IMDISPATCHER_*`` and ``ODOO_IMDISPATCHER_*`` are passed on to Odoo.
+"""
+
+import os
+import re
+import signal
+import sys
+import textwrap
+import time
+
+from tests.stack.up import Refused, stack_from
+
+from . import report, trial
+
+_WIDTH = 96
+_INTRODUCTION = """\
+Odoo behind PgBouncer, without and with the addon bus_alt_connection
+
+Chat messages and notifications appear in Odoo's browser pages at once. For that PostgreSQL is the bell: who has \
+something new says NOTIFY to it, and an Odoo process that has said LISTEN to it passes the message on.
+
+Behind PgBouncer in transaction mode that is broken. A LISTEN belongs to one connection of PostgreSQL, but PgBouncer \
+takes this connection back right after the LISTEN and lends it to others. No error is shown anywhere; the messages \
+just do not arrive until the page is reloaded.
+
+The addon lets the few connections that LISTEN, and only these, go straight to PostgreSQL. All others stay with \
+PgBouncer. Here are both, on real servers, with a real client.
+"""
+
+
+def main():
+    # Both end as Ctrl-C does, so that the servers are ended on each way.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return demo()
+    except KeyboardInterrupt:
+        print("\ninterrupted; all servers are stopped", file=sys.stderr)
+        return 130
+    except (Refused, RuntimeError, TimeoutError) as error:  # the message says it all
+        print("make demo: %s" % error, file=sys.stderr)
+        return 2
+
+
+def demo():
+    began = time.monotonic()
+    for paragraph in _INTRODUCTION.splitlines():
+        _print(paragraph)
+    _print()
+    without = _try("1. Without the addon", with_addon=False)
+    _print()
+    with_addon = _try("2. With the addon", with_addon=True)
+    _print("   what the addon says in Odoo's log:")
+    for line in report.addon_log(with_addon) or ["nothing"]:
+        _print(line, indent=6)
+    _print()
+    for line in report.table(without, with_addon):
+        print(line)
+    _print()
+    return _verdict(without, with_addon, time.monotonic() - began)
+
+
+def _try(title, with_addon):
+    _print(title)
+    # What it takes to have it comes first, and tells so itself.
+    stack = stack_from(_variables(with_addon))
+    _tell("starting PostgreSQL, PgBouncer and Odoo ...")
+    with stack:
+        if not with_addon:
+            for line in trial.versions(stack):
+                _tell("  " + line)
+        return trial.measure(stack, _tell)
+
+
+def _variables(with_addon):
+    names = ["SERIES", "ODOO", "WORKERS", "DIRECT"]
+    # For make it is what makes the tools, which need not suit Odoo.
+    if os.environ.get("ODOO"):
+        names.append("PYTHON")
+    chosen = {
+        name: value for name, value in os.environ.items() if name in names or re.match("(ODOO_)?IMDISPATCHER_", name)
+    }
+    chosen.setdefault("WORKERS", "2")
+    return chosen if with_addon else {**chosen, "ADDON": "none"}
+
+
+def _verdict(without, with_addon, seconds):
+    untrue = report.untrue(without, with_addon)
+    for claim in untrue:
+        _print("Not true: %s." % claim)
+    if untrue:
+        _print("FAILED (%.0f s)" % seconds)
+        return 1
+    _print(
+        "Without the addon no message arrives until the page is reloaded; with it all of them arrive at once, for the"
+        " price of one direct connection per process that listens (here %d). All of this was measured: OK (%.0f s)"
+        % (len(with_addon.connections.direct), seconds)
+    )
+    return 0
+
+
+def _tell(text):
+    _print(text, indent=3)
+
+
+def _print(text="", indent=0):
+    prefix = " " * (indent + len(text) - len(text.lstrip()))
+    print(
+        textwrap.fill(
+            text.strip(),
+            _WIDTH,
+            initial_indent=prefix,
+            subsequent_indent=prefix + "  " * (indent > 0),
+            break_long_words=False,
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

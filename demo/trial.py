@@ -1,0 +1,171 @@
+"""One Odoo behind PgBouncer, one client, some messages: what happens to them, and who is connected to what."""
+
+import contextlib
+import re
+import statistics
+import time
+from typing import NamedTuple, Optional
+
+from tests.stack.odoo import series_number
+from tests.stack.sender import BusSender
+from tests.stack.waiting import wait_until
+
+MESSAGES = 20
+#: Seconds from one message to the next, arrived or not: both Odoos are to get the same. A client that polls (up to
+#: 15.0) needs some time to ask again.
+PACE = 0.1
+#: Seconds after the last message that are given to those not delivered yet. They take milliseconds if they come at all.
+PATIENCE = 5.0
+# Seconds for Odoo to carry out its LISTEN, before anything is sent.
+_LISTEN_DEADLINE = 10.0
+
+
+class Connections(NamedTuple):
+    """Who is connected to PostgreSQL, and Odoo to PgBouncer; without those of the demo itself."""
+
+    pooled: set  # process ids of the backends that serve PgBouncer
+    direct: dict  # process id of the backend -> application_name
+    clients: int  # of Odoo, at PgBouncer
+
+    def kind(self, backend):
+        if backend in self.direct:
+            return "direct"
+        return "pooled" if backend in self.pooled else "gone"
+
+
+class Facts(NamedTuple):
+    """What was measured with one Odoo."""
+
+    stored: int  # rows in bus_bus
+    delivered: int  # in time
+    reloaded: int  # only after the client has subscribed again
+    repeated: int
+    strayed: int  # notifications that the connection of the sender was given, which does not listen
+    median: Optional[float]  # seconds from NOTIFY to client
+    listens: dict  # channel -> process id of the backend that has carried out its LISTEN, None if none has
+    connections: Connections
+    listeners: dict  # process id of Odoo -> what it is; those that have to listen
+    failures: list  # of the client, as text
+    log: list  # the addon's own lines, (level, logger, text)
+
+
+def measure(stack, tell):
+    """Return the :class:`Facts` for a running stack.
+
+    :param tell: function that is given lines on how it goes
+    """
+    known = stack.last_id()
+    client = stack.client(last=known, listening=False)
+    # Nobody shall say that it was sent too early.
+    listens = _wait_for_listens(stack)
+
+    tell("sending %d messages, one each %g s ..." % (MESSAGES, PACE))
+    sent, strayed = _send(stack)
+    if not _arrive(client, len(sent), 0):
+        tell("%d arrived; waiting %g s for the others ..." % (len(client.received), PATIENCE))
+    _arrive(client, len(sent), PATIENCE)
+    in_time = {received.id: received.at for received in reversed(client.received)}
+    tell("%d of %d arrived" % (len(in_time), len(sent)))
+    connections = _connections(stack)
+
+    if len(in_time) < len(sent):
+        client.subscribe(["tests"], known)
+        _arrive(client, len(sent), PATIENCE)
+        tell("the client reconnects, as after reloading the page: now it has %d" % len(client.received))
+    all_ids = [received.id for received in client.received]
+    return Facts(
+        stored=_count_rows(stack, known),
+        delivered=len(in_time),
+        reloaded=len(set(all_ids)) - len(in_time),
+        repeated=len(all_ids) - len(set(all_ids)),
+        strayed=strayed,
+        median=statistics.median(in_time[one.id] - one.at for one in sent if one.id in in_time) if in_time else None,
+        listens=listens,
+        connections=connections,
+        listeners=_listeners(stack),
+        failures=list(client.failures),
+        log=re.findall(
+            r"^\S+ \S+ \d+ ([A-Z]+) \S+ odoo\.addons\.(bus_alt_connection\S*): (.*?) *$", stack.odoo.log(), re.M
+        ),
+    )
+
+
+def versions(stack):
+    """Return lines on what runs, as the servers themselves tell."""
+    pool_mode = next(row["value"] for row in stack.pooler.show("config") if row["key"] == "pool_mode")
+    workers = stack.odoo.workers
+    return [
+        "Odoo        %s (%s), %s"
+        % (stack.series, stack.build.description, "--workers %d" % workers if workers else "threaded"),
+        "PgBouncer   %s, pool_mode = %s" % (stack.pooler.show("version")[0]["version"].split()[-1], pool_mode),
+        "PostgreSQL  %s" % stack.server.execute("SHOW server_version")[0][0],
+    ]
+
+
+def _cron_listens(stack):
+    return series_number(stack.series) >= 15
+
+
+def _listeners(stack):
+    processes = stack.odoo.processes()
+    if not stack.odoo.workers:
+        return {processes.main: "server"}
+    listeners = dict.fromkeys(processes.cron, "cron worker") if _cron_listens(stack) else {}
+    if processes.gevent:
+        listeners[processes.gevent] = "gevent"
+    return listeners
+
+
+def _wait_for_listens(stack):
+    listens = dict.fromkeys(["imbus", "cron_trigger"] if _cron_listens(stack) else ["imbus"])
+    end = time.monotonic() + _LISTEN_DEADLINE
+    for channel in listens:
+        with contextlib.suppress(TimeoutError):
+            listens[channel] = stack.wait_for_listen(channel, deadline=max(0, end - time.monotonic()))
+    return listens
+
+
+def _send(stack):
+    """Send all messages; return what was sent, and how many notifications came back to those who sent them."""
+    opened = []
+
+    def connect(dbname):
+        opened.append(stack.pooler.connect(dbname, application_name="tests"))
+        return opened[-1]
+
+    with contextlib.closing(BusSender(stack.series, stack.database, connect)) as sender:
+        sent = []
+        for number in range(1, MESSAGES + 1):
+            sent.append(sender.send("tests", "message %d" % number))
+            time.sleep(PACE)
+        return sent, sum(len(connection.notifies) for connection in opened)
+
+
+def _arrive(client, count, deadline):
+    try:
+        return client.wait_for_count(count, deadline)
+    except TimeoutError:
+        return None
+
+
+def _count_rows(stack, known):
+    return stack.server.execute("SELECT count(*) FROM bus_bus WHERE id > %s", (known,), stack.database)[0][0]
+
+
+def _connections(stack):
+    def consistent():
+        ports = stack.pooler.server_ports()
+        direct = {row.pid: row.application_name for row in stack.direct_connections()}
+        rows = stack.server.activity()
+        pooled = {row.pid for row in rows if row.client_port in ports}
+        # Each has to be one or the other: a connection that comes or goes meanwhile may seem to be neither.
+        if {row.pid for row in rows} == pooled | set(direct):
+            return Connections(pooled, direct, _odoo_clients(stack))
+        return None
+
+    return wait_until(consistent, 10, "a moment in which no connection comes or goes")
+
+
+def _odoo_clients(stack):
+    rows = stack.pooler.show("clients")
+    return sum(row["database"] != "pgbouncer" and row["application_name"] != "tests" for row in rows)
