@@ -112,14 +112,16 @@ def _build_from_tree(tree, series, python):
     found = runpy.run_path(str(tree / "odoo" / "release.py"))["series"]
     if series is not None and series != found:
         raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found, series))
+    # A release archive has all addons where a clone has only "base", and Odoo finds them there.
+    addons = tree / "addons"
     return _build(
         found,
         python,
         root=tree,
         script=script,
         env={},
-        addons_paths=[tree / "addons"],
-        bus=tree / "addons" / "bus",
+        addons_paths=[addons] if addons.exists() else [],
+        bus=(addons if addons.exists() else tree / "odoo" / "addons") / "bus",
         description="source tree %s %s" % (tree.name, found),
     )
 

@@ -7,6 +7,7 @@ its list.
 PR_SET_PDEATHSIG would not do: it fires when the *thread* that started a process ends, and does not reach grandchildren.
 """
 
+import atexit
 import subprocess
 import sys
 import threading
@@ -59,5 +60,11 @@ def _tell(sign, what):
                 start_new_session=True,  # Ctrl-C in the terminal must not reach it
                 text=True,
             )
+            atexit.register(_clean_up)
         _helper.stdin.write("%s%s\n" % (sign, what))
         _helper.stdin.flush()
+
+
+def _clean_up():
+    with _helper:  # ends the pipe and waits
+        pass
