@@ -83,8 +83,12 @@ SECRETS = (
 PLACES = ("host", "hostaddr", "port", "service")
 
 _SECRET_NAME = re.compile("pass|pw|secret|key|token|cred", re.IGNORECASE)
-_URI_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*@")
-_DSN_PASSWORD = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+# Greedy, since whoever writes a password where none belongs won't escape it.
+_URI_PASSWORD = re.compile(r"(://[^:/@\s]*:).*@", re.DOTALL)
+_DSN_PASSWORD = re.compile(
+    r"((?:password|secret|client_key|server_key)\s*=\s*).+", re.IGNORECASE | re.DOTALL
+)
+_USER_PASSWORD = re.compile(r"\A(\w*://)?([^:]*:).*@", re.DOTALL)
 
 
 class Settings(object):
@@ -146,7 +150,7 @@ def read(environ, options):
             settings.errors.append(problem)
         else:
             named[keyword] = (name, value)
-    _check_places(settings, named)
+    _check_places(settings, named, options.get("db_host"))
     _check_values(settings, named, options.get("db_sslmode"))
     settings.connection = {keyword: value for keyword, (_, value) in named.items()}
     return settings
@@ -157,12 +161,18 @@ def redact(text, parameters=()):
 
     Passwords are those of ``parameters`` and whatever stands in a URI or DSN.
     """
-    text = _URI_PASSWORD.sub(r"\1***@", str(text))
-    text = _DSN_PASSWORD.sub(r"\1***", text)
+    # In this order: a password at the end of a URI may have an "@" as well.
+    text = _DSN_PASSWORD.sub(r"\1***", str(text))
+    text = _URI_PASSWORD.sub(r"\1***@", text)
     for keyword in SECRETS:
         if keyword in parameters and parameters[keyword]:
             text = text.replace(str(parameters[keyword]), "***")
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _shown(value):
+    """Return the value of an option for a message: no passwords, and on one line."""
+    return _USER_PASSWORD.sub(r"\1\2***@", redact(value))
 
 
 def log_bug(logger, error, parameters=()):
@@ -246,7 +256,7 @@ def _read_interval(settings, option, name, value):
     except ValueError:
         settings.errors.append(
             "%s=%s is not a number of seconds; using %g. Set it to 0 (off) or more"
-            % (name, redact(value), INTERVALS[option])
+            % (name, _shown(value), INTERVALS[option])
         )
     else:
         setattr(settings, option, seconds)
@@ -262,9 +272,14 @@ def _check_keyword(keyword, name, value):
             pass
     if keyword in KEYWORDS:
         return (
-            "%s needs libpq %d or newer, this one is %s; it is left out."
+            "%s=%s needs libpq %d or newer, this one is %s; it is left out."
             " Unset it, or install a psycopg2 built with a newer libpq"
-            % (name, KEYWORDS[keyword], _libpq_version())
+            % (
+                name,
+                "***" if keyword in SECRETS else _shown(value),
+                KEYWORDS[keyword],
+                _libpq_version(),
+            )
         )
     spelt = name.upper().split("IMDISPATCHER_", 1)[1]
     known = {word.upper(): "DB_" + word.upper() for word in KEYWORDS}
@@ -279,51 +294,67 @@ def _check_keyword(keyword, name, value):
         hint = "Did you mean %s?" % (meant.lower() if name.islower() else meant)
     return "%s=%s is not an option and is left out. %s" % (
         name,
-        "***" if secret else redact(value),
+        "***" if secret else _shown(value),
         hint,
     )
 
 
-def _check_places(settings, named):
+def _check_places(settings, named, own_host):
     """Leave out a host or port that can't be one."""
+    # The server would name these when it refuses them, and cut them short: of a URI
+    # that may leave a password without its end, which nobody recognises any more.
+    for keyword in ("dbname", "user", "service"):
+        name, value = named.get(keyword, ("", ""))
+        if "://" in value:
+            settings.errors.append(
+                "%s=%s is a URI and is left out. Set the host, port, user and password"
+                " in an option each" % (name, _shown(value))
+            )
+            del named[keyword]
     if "host" in named:
         name, value = named["host"]
         if "://" in value or "@" in value or "=" in value:
             settings.errors.append(
                 "%s=%s is not a host name and is left out. Set the host, port, user"
-                " and password in an option each" % (name, redact(value))
+                " and password in an option each" % (name, _shown(value))
             )
             del named["host"]
     if "port" not in named:
         return
     name, value = named["port"]
     ports = value.split(",")
-    if not all(
-        not port.strip() or (port.strip().isdigit() and 0 < int(port) < 65536)
-        for port in ports
-    ):
+    if not all(map(_is_port, ports)):
         settings.errors.append(
             "%s=%s is not a port and is left out. Set it to a number from 1 to 65535,"
-            " or one for each host, separated by commas" % (name, redact(value))
+            " or one for each host, separated by commas" % (name, _shown(value))
         )
         del named["port"]
     elif len(ports) > 1:
-        hosts = named.get("host", ("", ""))[1].split(",")
-        if len(ports) != len(hosts):
+        _, hosts = named.get("hostaddr") or named.get("host") or ("", own_host or "")
+        number = len(hosts.split(","))
+        if len(ports) != number:
             settings.errors.append(
                 "%s=%s has %d ports for %d host(s) and is left out. Set one port,"
-                " or one for each host" % (name, value, len(ports), len(hosts))
+                " or one for each host" % (name, value, len(ports), number)
             )
             del named["port"]
+
+
+def _is_port(text):
+    # Not isdigit(): there are digits that int() does not know, or libpq.
+    text = text.strip()
+    return not text or bool(re.match(r"[0-9]{1,9}\Z", text)) and 0 < int(text) < 65536
 
 
 def _check_values(settings, named, own_sslmode):
     """Leave out the values that libpq would refuse to connect with."""
     for keyword in NUMBERS:
-        if keyword in named and not re.match(r"\s*-?\d+\s*$", named[keyword][1]):
+        # More digits are more than libpq takes.
+        if keyword in named and not re.match(r"\s*-?[0-9]{1,9}\s*\Z", named[keyword][1]):
             name, value = named.pop(keyword)
             settings.errors.append(
-                "%s=%s is not a whole number and is left out" % (name, value)
+                "%s=%s is not a whole number and is left out. Set it to one, or unset it"
+                % (name, _shown(value))
             )
     # Some values are right or wrong only together, so they are added one by one.
     accepted = {"sslmode": own_sslmode} if own_sslmode else {}
@@ -340,8 +371,10 @@ def _check_values(settings, named, own_sslmode):
             "%s=%s is left out: %s"
             % (
                 name,
-                "***" if secret else value,
-                "libpq refuses it" if secret else redact(refusal),
+                "***" if secret else _shown(value),
+                "libpq refuses it"
+                if secret
+                else redact(refusal.replace(value, _shown(value))),
             )
         )
         del named[keyword]
@@ -350,10 +383,10 @@ def _check_values(settings, named, own_sslmode):
 def _refusal(parameters):
     """Return why libpq would not even try to connect with ``parameters``, or None.
 
-    It is asked to connect to where nobody can be. If the values are good it says
-    just that, in whatever language and words.
+    It is asked to connect to what is no address. If the values are good it says just
+    that, in whatever language and words.
     """
-    nobody = {"host": "/dev/null", "hostaddr": "", "port": "1"}
+    nobody = {"host": "", "hostaddr": "nobody", "port": "1"}
     told = []
     for tried in (nobody, dict(parameters, **nobody)):
         try:
