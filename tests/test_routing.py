@@ -1,0 +1,331 @@
+"""Who is taken past the pooler, and who is not."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests import addonlog, traffic
+from tests.stack.builds import find_build
+from tests.stack.odoo import Odoo, default_load, series_number
+from tests.stack.stack import ADDON, Stack
+from tests.stack.waiting import wait_until
+
+# An addon that knows nothing of ours: see there for what it does.
+OTHER = "other_listeners"
+OTHER_ADDONS = ADDON / "tests" / "addons"
+
+MESSAGES = list(range(20))
+
+WAYS = [
+    "literal",
+    "in_lower_case",
+    "put_together",
+    "formatted",
+    "formatted_in_quotes",
+    "with_parameters",
+    "composed",
+    "with_tools_sql",
+    "by_registry",
+    "in_a_nested_function",
+]
+
+
+@pytest.fixture(scope="module")
+def stack(variant):
+    """A stack with our addon and the one of other listeners."""
+    series, workers = variant
+    addons_path = [*find_build(series).addons_paths, ADDON, OTHER_ADDONS]
+    with Stack(
+        series,
+        workers,
+        load="%s,bus_alt_connection,%s" % (default_load(series), OTHER),
+        conf={"addons_path": ",".join(map(str, addons_path))},
+    ) as stack:
+        yield stack
+
+
+def test_without_the_addon_no_notification_arrives(new_stack):
+    stack = new_stack(addon=None)
+    with stack.client() as client:
+        _send_all(stack)
+        with pytest.raises(TimeoutError):
+            _receive(stack, client, "the last", deadline=3)
+        assert client.messages == []
+    assert all(one.pooled for one in traffic.statements(stack))
+
+
+def test_with_the_addon_all_notifications_arrive_in_order_and_each_once(stack):
+    with stack.client() as client:
+        _send_all(stack)
+        _receive(stack, client, "the last")
+        assert client.messages == [*MESSAGES, "the last"]
+
+
+def test_nobody_but_listeners_is_direct_and_each_process_has_one_connection(stack):
+    with stack.client(), ThreadPoolExecutor(4) as pool:
+        _wait_for_all_listeners(stack)
+        expected = sorted("odoo-listener-%d" % pid for pid in _channels_by_process(stack))
+        ports = [pool.submit(_ask, stack, "ask", seconds=0.3) for _ in range(8)]
+        ports += [pool.submit(_ask, stack, "ask_system") for _ in range(8)]
+        seen = []
+        while not all(port.done() for port in ports):
+            seen.append(sorted(row.application_name for row in stack.direct_connections()))
+        assert seen
+        assert [names for names in seen if names != expected] == []
+        assert {int(port.result()) for port in ports} <= stack.pooler.server_ports()
+
+
+def test_odoos_own_notify_takes_the_pooler(stack):
+    with stack.client(["own"]) as client:
+        mark = stack.server.log_mark()
+        _ask(stack, "send", channel="own", message="hello")
+        said = [one for one in traffic.statements(stack, mark) if "imbus" in one.text and "own" in one.text]
+        assert len(said) == 1
+        assert said[0].pooled
+        _receive(stack, client, "hello", channel="own")
+
+
+def test_the_log_has_one_line_per_start_of_odoo(stack):
+    line = "listeners go to %s:%s, all other cursors to %s:%s" % (
+        stack.server.host,
+        stack.server.port,
+        stack.pooler.host,
+        stack.pooler.port,
+    )
+    found = [one for one in addonlog.records(stack) if "listeners go to" in one.message]
+    assert sorted(one.pid for one in found) == _starts(stack)
+    # What is no record of the log, a remark of Odoo's on stderr, seems part of the one before.
+    assert {(one.level, one.message.splitlines()[0].rstrip()) for one in found} == {("INFO", line)}
+
+
+def test_the_log_tells_who_listens_where(stack):
+    with stack.client():
+        _wait_for_all_listeners(stack)
+        expected = {
+            (
+                pid,
+                ", ".join(sorted(channels)),
+                "%s:%s" % (stack.server.host, stack.server.port),
+                _backend(stack, pid),
+            )
+            for pid, channels in _channels_by_process(stack).items()
+        }
+
+        def told():
+            pattern = re.compile(
+                r"listening on (.+) at (\S+) \(database postgres, backend pid (\d+)\), confirmed in [\d.]+ ms"
+            )
+            found = [(one.pid, pattern.match(one.message)) for one in addonlog.records(stack) if one.level == "INFO"]
+            return {(pid, match[1], match[2], int(match[3])) for pid, match in found if match}
+
+        wait_until(lambda: expected <= told(), 10, "%s in the log" % expected, tail=stack.odoo.log_tail)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_listener_of_another_addon_is_direct_and_hears(stack, way):
+    if way == "with_tools_sql" and series_number(stack.series) < 17:
+        pytest.skip("Odoo has it since 17.0")
+    database = stack.database if way == "by_registry" else "postgres"
+    with _other_listener(stack, way, database) as backend:
+        assert backend in {row.pid for row in stack.direct_connections()}
+        for message in ("one", "two"):
+            _notify(stack, database, way, message)
+        stack.odoo.wait_for_log("%s received two" % way)
+        assert re.findall("%s received (.*?) *$" % way, stack.odoo.log(), re.MULTILINE) == ["one", "two"]
+
+
+def test_who_wants_more_of_its_cursor_gets_an_ordinary_one_to_postgresql(stack):
+    mark = stack.odoo.log_mark()
+    with _other_listener(stack, "wanting_more", "postgres"):
+        # The first time it got ours, which has no such thing.
+        stack.odoo.wait_for_log("wanting_more encodes in UTF8", mark)
+        (backend,) = {
+            one.backend for one in traffic.statements(stack) if re.match("listen wanting_more", one.text, re.IGNORECASE)
+        }
+        assert backend in {row.pid for row in stack.direct_connections()}
+        wait_until(lambda: _is_idle(stack, backend), 5, "LISTEN")
+        _notify(stack, "postgres", "wanting_more", "one")
+        stack.odoo.wait_for_log("wanting_more received one", mark)
+    (error,) = (one for one in addonlog.records(stack, mark) if one.level == "ERROR")
+    assert re.search(r"code object wanting_more at .*ways\.py.* wants Feed\.encoding", error.message)
+
+
+def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
+    # By the log of all that the tests above have set off.
+    said = traffic.statements(stack)
+    listens = [one for one in said if one.listens]
+    assert listens
+    assert [one for one in listens if one.pooled] == []
+    other = [one for one in said if not one.pooled and not one.listens]
+    assert [one for one in other if not re.match("SELECT pg_|SET idle_|BEGIN|COMMIT|ROLLBACK", one.text)] == []
+
+
+def test_odoo_serves_and_is_told_what_to_set_if_nothing_is_configured(new_stack):
+    stack = new_stack(direct=False, environment={"IMDISPATCHER_POLL_INTERVAL": "0.5"})
+    with stack.client(listening=False) as client:
+        stack.send("tests", "hello")
+        # By polling, since a LISTEN would be deaf.
+        client.wait_for("hello", 20)
+    found = [one for one in addonlog.records(stack) if one.level == "WARNING" and "is set" in one.message]
+    assert sorted(one.pid for one in found) == _starts(stack)
+    for one in found:
+        assert {"IMDISPATCHER_DB_HOST", "IMDISPATCHER_DB_PORT"} <= set(re.findall(r"\w+", one.message))
+
+
+def test_odoo_conf_alone_will_do(new_stack, monkeypatch):
+    monkeypatch.setattr("tests.stack.stack.Odoo", _OdooByConf)
+    stack = new_stack(direct=False)
+    with stack.client() as client:
+        _send_all(stack)
+        _receive(stack, client, "the last")
+    direct = [row.application_name for row in stack.direct_connections()]
+    assert sorted(direct) == sorted("odoo-listener-%d" % pid for pid in _channels_by_process(stack))
+
+
+class _OdooByConf(Odoo):
+    """All that it is told of the addon stands in odoo.conf."""
+
+    def prepare(self):
+        server = self.database_server.server
+        self.conf.update(
+            server_wide_modules=self.load, imdispatcher_db_host=server.host, imdispatcher_db_port=server.port
+        )
+        super().prepare()
+
+    def command(self):
+        command = super().command()
+        at = command.index("--load")
+        return command[:at] + command[at + 2 :]
+
+
+@pytest.mark.parametrize("series", ["14.0", "19.0"])
+def test_only_post_load_patches_and_only_once(series, tmp_path):
+    build = find_build(series)
+    script = """
+        import json
+        import sys
+
+        from odoo import sql_db
+        from odoo.modules.module import initialize_sys_path, load_openerp_module
+        from odoo.tools import config
+
+        config.parse_config(["--addons-path", sys.argv[1], "--data-dir", sys.argv[2]])
+        initialize_sys_path()
+        seen = [sql_db.Connection.cursor]
+        import odoo.addons.bus_alt_connection
+
+        seen.append(sql_db.Connection.cursor)
+        for _ in range(2):
+            odoo.addons.bus_alt_connection.post_load()
+            seen.append(sql_db.Connection.cursor)
+        load_openerp_module("bus_alt_connection")
+        seen.append(sql_db.Connection.cursor)
+        bus = "odoo.addons.bus" in sys.modules
+        print(json.dumps({"cursors": [seen.index(one) for one in seen], "bus": bus}))
+    """
+    found = _run_in_odoos_python(
+        build, script, ",".join(map(str, [*build.addons_paths, ADDON])), tmp_path, IMDISPATCHER_DB_HOST="db-01"
+    )
+    # Before, after the import, after each of three times that it was loaded.
+    assert found["cursors"] == [0, 0, 2, 2, 2]
+    assert not found["bus"]
+
+
+def _run_in_odoos_python(build, script, *arguments, **variables):
+    """Run a script with the interpreter and the packages of ``build``; return the JSON that it prints."""
+    done = subprocess.run(
+        [build.command[0], "-c", textwrap.dedent(script), *map(str, arguments)],
+        env={**os.environ, **build.env, **variables},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+    )
+    return json.loads(done.stdout)
+
+
+def _starts(stack):
+    """Return the ids of the processes that have loaded the addon themselves; all others are forks of the first."""
+    processes = stack.odoo.processes()
+    return sorted([processes.main] + ([processes.gevent] if processes.gevent else []))
+
+
+def _channels_by_process(stack):
+    """Return the channels that each listening process of Odoo's listens on, by process id."""
+    with_cron = series_number(stack.series) >= 15
+    processes = stack.odoo.processes()
+    if not processes.gevent:
+        return {processes.main: {"imbus", "cron_trigger"} if with_cron else {"imbus"}}
+    return {processes.gevent: {"imbus"}, **{pid: {"cron_trigger"} for pid in processes.cron if with_cron}}
+
+
+def _wait_for_all_listeners(stack):
+    for channel in set().union(*_channels_by_process(stack).values()):
+        stack.wait_for_listen(channel)
+
+
+def _backend(stack, pid):
+    """Return the process id of the backend that an Odoo process listens with."""
+    (row,) = (row for row in stack.direct_connections() if row.application_name == "odoo-listener-%d" % pid)
+    return row.pid
+
+
+def _is_idle(stack, backend):
+    return any(row.pid == backend and row.state == "idle" for row in stack.server.activity())
+
+
+def _send_all(stack):
+    with contextlib.closing(stack.sender()) as sender:
+        for message in [*MESSAGES, "the last"]:
+            sender.send("tests", message)
+
+
+def _receive(stack, client, message, channel="tests", deadline=15):
+    """Wait until the client has got a message."""
+    with contextlib.closing(stack.sender()) as sender:
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                return client.wait_for(message, 1)
+            except TimeoutError:
+                if time.monotonic() > end:
+                    raise
+            if series_number(stack.series) < 16:
+                # What comes between two polls waits for the next NOTIFY, see LongPollClient.
+                sender.notify(json.dumps([sender.channel(channel)]))
+
+
+def _ask(stack, what, **params):
+    """Have the other addon do something; see its controllers."""
+    answer = requests.get("%s/%s/%s" % (stack.odoo.http_url, OTHER, what), params, timeout=30)
+    answer.raise_for_status()
+    return answer.text
+
+
+def _notify(stack, database, channel, payload):
+    with contextlib.closing(stack.pooler.connect(database, application_name="tests")) as pooled, pooled.cursor() as cr:
+        cr.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        pooled.commit()
+
+
+@contextlib.contextmanager
+def _other_listener(stack, way, database):
+    """Have the other addon listen in one of its ways; gives the process id of the backend that does."""
+    mark = stack.server.log_mark()
+    _ask(stack, "listen", way=way, database=database)
+    yield stack.wait_for_listen(way, mark)
+    _notify(stack, database, way, "end")
+    odoos = {"odoo-listener-%d" % pid for pid in _channels_by_process(stack)}
+    wait_until(
+        lambda: len(rows := stack.direct_connections()) <= len(odoos)
+        and {(row.application_name, row.datname) for row in rows} <= {(name, "postgres") for name in odoos},
+        10,
+        "the connection of the listener to end",
+    )
