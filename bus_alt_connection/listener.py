@@ -193,8 +193,9 @@ class Listener(object):
     def wait_for_listen(self, feed, timeout):
         """Wait until PostgreSQL listens for ``feed``, unless it is known to be away."""
         self.wait(
-            lambda: self.outage.since is not None
-            or (self.session is not None and feed.channels <= self.session.channels),
+            lambda: feed.channels <= self.session.channels
+            if self.session
+            else self.outage.since is not None,
             timeout,
         )
 

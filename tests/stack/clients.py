@@ -147,6 +147,8 @@ class WebsocketClient(Client):
         self._closing = True
         # The server need not be there any more.
         self._socket.close(timeout=1)
+        # Which does nothing once the server has closed: the socket would be left open.
+        self._socket.shutdown()
         self._reader.join(5)
 
     def _send(self, event, data):
@@ -240,6 +242,8 @@ class _Poller(threading.Thread):
                 {"Content-Type": "application/json", "Cookie": "session_id=" + self._client._session_id},
             )
             self.sent.set()
+            if self._aborted.is_set():
+                raise ConnectionAbortedError("aborted before there was a socket to shut down")
             answer = json.loads(self._connection.getresponse().read())
         finally:
             self._connection.close()

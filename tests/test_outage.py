@@ -1,0 +1,227 @@
+"""The direct connection is lost and comes back: Odoo's loop notices nothing, and no message is missed."""
+
+import contextlib
+import re
+import threading
+import time
+
+import pytest
+
+from bus_alt_connection.listener import _delay
+from tests.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
+from tests.conftest import VARIANTS
+from tests.flow import flowing
+from tests.proxied import proxied_stack
+
+#: seconds until what was sent in an outage is there; the addon itself waits up to 5 before it tries again
+SOON = 10
+LOST = r"lost the listener of database postgres: "
+
+
+@pytest.fixture(scope="module", params=["19.0-threaded", "14.0-prefork", "19.0-prefork"])
+def variant(request):
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def stack(variant):
+    # Without polling: what arrives here was pushed, or caught up with.
+    with proxied_stack(*variant, {"IMDISPATCHER_POLL_INTERVAL": "0"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def client(stack, request):
+    """A client with a channel of its own, served by a listener that has heard itself."""
+    if not stack.odoo.running:
+        stack.odoo.start()
+    with stack.client([request.node.name]) as client:
+        client.channel = request.node.name
+        wait_until_confirmed(stack)
+        yield client
+
+
+@contextlib.contextmanager
+def direct_way_closed(stack):
+    """Lose the direct connections, and let none be made."""
+    mark = stack.odoo.log_mark()
+    stack.proxy.refuse()
+    stack.proxy.cut()
+    wait_for_record(stack, LOST, mark)
+    try:
+        yield
+    finally:
+        stack.proxy.forward()
+
+
+def test_twenty_lost_connections_cost_no_message(stack, client):
+    begin = stack.odoo.log_mark()
+    pid = stack.wait_for_listen()
+    with flowing(stack, client, client.channel):
+        for _ in range(20):
+            mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
+            stack.server.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            pid = stack.wait_for_listen(since=server_mark)
+            wait_until_confirmed(stack, mark)
+    lost = LOST + "FATAL:  terminating connection due to administrator command "
+    assert [(found.level, found.message[: len(lost)]) for found in troubles(stack, begin)] == [("WARNING", lost)] * 20
+    assert "Traceback" not in stack.odoo.log_since(begin)
+
+
+def test_a_lone_message_sent_in_an_outage_arrives_soon_after_it(stack, client):
+    with direct_way_closed(stack):
+        stack.send(client.channel, "alone")
+    client.wait_for("alone", SOON)
+    assert client.messages == ["alone"]
+
+
+def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(stack, client):
+    began = time.monotonic()
+    begin = stack.odoo.log_mark()
+    with direct_way_closed(stack):
+        time.sleep(3)  # nothing is said meanwhile, though it tries again and again
+    wait_until_confirmed(stack, begin)
+    lasted = time.monotonic() - began
+    first, last = records(stack, begin, bus_pid(stack))
+    assert (first.level, last.level) == ("WARNING", "INFO")
+    place = "%s:%s" % (stack.proxy.host, stack.proxy.port)
+    assert re.match(LOST + r".+ \(it was backend pid \d+ at %s\); trying again until it works$" % place, first.message)
+    took, attempts = re.search(r"; it took ([\d.]+) s and (\d+) attempt\(s\)$", last.message).groups()
+    assert 3 < float(took) <= lasted
+    assert 5 <= int(attempts) < 15
+    assert "Traceback" not in stack.odoo.log_since(begin)
+
+
+def test_after_a_success_the_first_attempt_is_made_at_once_again(stack, client):
+    mark = stack.odoo.log_mark()
+    with direct_way_closed(stack):
+        time.sleep(1)  # some attempts
+    wait_until_confirmed(stack, mark)
+    for _ in range(3):
+        mark = stack.odoo.log_mark()
+        stack.proxy.cut()
+        again = wait_until_confirmed(stack, mark)
+        took, attempts = re.search(r"; it took ([\d.]+) s and (\d+) attempt\(s\)$", again.message).groups()
+        assert float(took) < 2
+        assert int(attempts) == 1
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_a_time_without_postgresql_is_survived(stack, client, end):
+    begin = stack.odoo.log_mark()
+    if end == "stop":
+        stack.server.stop()
+        wait_for_record(stack, LOST + "FATAL:  terminating connection due to administrator command ", begin)
+        time.sleep(2)
+    else:
+        stack.server.kill()
+        wait_for_record(stack, LOST, begin)
+    stack.server.start()
+    wait_until_confirmed(stack, begin)
+    for message in ("one", "two"):
+        stack.send(client.channel, message)
+        client.wait_for(message)
+    assert client.messages == ["one", "two"]
+    said = [(found.level, found.message) for found in records(stack, begin, bus_pid(stack))]
+    assert [level for level, _ in said] == ["WARNING", "INFO"], said
+
+
+def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
+    for attempts, longest in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 3.2), (7, 5), (100000, 5)):
+        delays = {_delay(attempts) for _ in range(200)}
+        assert longest / 2 <= min(delays) < longest * 0.6
+        assert longest * 0.9 < max(delays) <= longest
+
+
+def undisturbed(stack, mark, server_mark):
+    return records(stack, mark) == [] and "LISTEN" not in stack.server.log_since(server_mark)
+
+
+def test_a_restart_of_the_pooler_leaves_the_listener_alone(stack, client):
+    mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
+    stack.pooler.restart()
+    stack.send(client.channel, "after the restart")
+    client.wait_for("after the restart", SOON)
+    assert undisturbed(stack, mark, server_mark)
+
+
+def test_a_pause_of_the_pooler_leaves_the_listener_alone(stack, client):
+    mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
+    stack.pooler.pause()
+    sending = threading.Thread(target=stack.send, args=(client.channel, "sent in the pause"))
+    sending.start()
+    time.sleep(2)
+    assert client.messages == []
+    stack.pooler.resume()
+    client.wait_for("sent in the pause", SOON)
+    sending.join()
+    assert undisturbed(stack, mark, server_mark)
+
+
+@pytest.fixture(scope="module")
+def usual_stop(stack):
+    """Seconds that Odoo takes to stop when all is well."""
+    if not stack.odoo.running:
+        stack.odoo.start()
+    with stack.client(["stop"]):
+        wait_until_confirmed(stack)
+        return seconds_to_stop(stack)
+
+
+def seconds_to_stop(stack):
+    began = time.monotonic()
+    assert stack.odoo.stop() == 0
+    return time.monotonic() - began
+
+
+def test_what_was_sent_before_the_very_first_listen_arrives(stack, usual_stop):
+    stack.odoo.stop()  # if that fixture has not just done so
+    stack.proxy.refuse()
+    try:
+        mark = stack.odoo.log_mark()
+        stack.odoo.start()
+        client = stack.client(["first"], listening=False)
+        wait_for_record(stack, "can't listen on database postgres: ", mark)
+        stack.send("first", "early")
+        with pytest.raises(TimeoutError):
+            client.wait_for("early", 1)  # or it has another way, and nothing is proved
+    finally:
+        stack.proxy.forward()
+    client.wait_for("early", SOON)
+    stack.send("first", "later")
+    client.wait_for("later")
+    assert client.messages == ["early", "later"]
+    client.close()
+
+
+@pytest.mark.parametrize("down", ["direct way", "everything"])
+def test_odoo_stops_in_an_outage_as_it_does_otherwise(stack, usual_stop, client, down):
+    mark = stack.odoo.log_mark()
+    with contextlib.ExitStack() as outage:
+        if down == "direct way":
+            outage.enter_context(direct_way_closed(stack))
+        else:
+            stack.server.stop()
+            outage.callback(stack.server.start)
+            wait_for_record(stack, LOST, mark)
+        # From here on it waits most of the time, for its next attempt.
+        time.sleep(0.5)
+        assert seconds_to_stop(stack) < usual_stop + 3
+    assert {found.level for found in records(stack, mark)} == {"WARNING"}
+    log = stack.odoo.log_since(mark)
+    assert not re.search(r"(Exception|Error) in thread|internal error|failed with", log)
+    # Without its own connections Odoo has tracebacks of its own.
+    assert down == "everything" or "Traceback" not in log
+
+
+@pytest.mark.parametrize("variant", ["19.0-threaded"], indirect=True, scope="module")
+def test_a_stopping_server_does_not_connect_again(stack, client):
+    mark = stack.odoo.log_mark()
+    connected = stack.proxy.accepted
+    stopping = threading.Thread(target=stack.odoo.stop)
+    stopping.start()
+    stack.odoo.wait_for_log("Initiating shutdown", mark)
+    stack.proxy.cut()
+    stopping.join()
+    assert stack.proxy.accepted == connected
+    assert "lost the listener" in stack.odoo.log_since(mark), "it was over too soon, nothing is proved"
