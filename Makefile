@@ -11,12 +11,14 @@ MAKEFLAGS += --no-builtin-rules
 BASE_PYTHON ?= python3
 # Additional arguments of the program that a target runs: make test ARGS="-k outage -x"
 ARGS ?=
+# How long "soak" is to take.
+MINUTES ?= 10
 
 TOOLS := .stack/tools
 TOOLS_PYTHON := $(TOOLS)/bin/python
 TOOLS_STAMP := $(TOOLS)/stamp
 
-.PHONY: help demo test lint up tools clean
+.PHONY: help demo test soak lint up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +30,9 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 
 test: $(TOOLS_STAMP) ## run the tests (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest $(ARGS)
+
+soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
+	@exec $(TOOLS_PYTHON) -m tests.soak $(MINUTES) $(ARGS)
 
 lint: $(TOOLS_STAMP) ## check style, that the addon runs on Python 3.5, and README.rst
 	$(TOOLS)/bin/ruff check .

@@ -1,0 +1,119 @@
+"""Networks of their own, in which packets can really get lost. Needs root, and Linux."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+
+from . import guard
+from .waiting import wait_until
+
+_CLONE_NEWNET = 0x40000000
+# Addresses that are set aside for documentation, and those of the network cards.
+_CARDS = {"192.0.2.1": "02:00:00:00:00:01", "192.0.2.2": "02:00:00:00:00:02"}
+
+
+class Unavailable(Exception):
+    """This machine, or we on it, can not make network namespaces; the message says why."""
+
+
+class Network:
+    """Two namespaces, ``near`` and ``far``, with a cable between them; a context manager.
+
+    Nothing of it is seen in the network of the machine. It goes when it is left, or when this process ends.
+
+    :raise Unavailable: on entry
+    """
+
+    near_host, far_host = _CARDS
+
+    def __enter__(self):
+        if os.geteuid() != 0:
+            raise Unavailable("only root may make network namespaces")
+        missing = [program for program in ("ip", "unshare", "nsenter") if shutil.which(program) is None]
+        if missing:
+            raise Unavailable("there is no program %s" % ", ".join(missing))
+        with contextlib.ExitStack() as exits:
+            self._near = exits.enter_context(_namespace())
+            self._far = exits.enter_context(_namespace())
+            _run(self._near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", self._far)
+            for namespace, host in ((self._near, self.near_host), (self._far, self.far_host)):
+                _run(namespace, "address", "add", host + "/24", "dev", "cable")
+                _run(namespace, "link", "set", "lo", "up")
+                _run(namespace, "link", "set", "cable", "address", _CARDS[host], "up")
+            # Otherwise the near end would ask who has the address, and take silence for an answer.
+            neighbour = (self.far_host, "lladdr", _CARDS[self.far_host])
+            _run(self._near, "neighbour", "replace", *neighbour, "nud", "permanent", "dev", "cable")
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *_exception):
+        self._exits.close()
+
+    def near(self):
+        """While in this context, what this thread begins (sockets, threads, processes) is in the near namespace."""
+        return _inside(self._near)
+
+    def listening(self):
+        """Return a socket that listens at ``far_host``."""
+        with _inside(self._far):
+            return socket.create_server((self.far_host, 0))
+
+    def unplug(self):
+        """From now on all packets between the two get lost."""
+        # At the far end: the near one would tell the programs there that it has no way.
+        _run(self._far, "link", "set", "cable", "down")
+
+    def plug(self):
+        _run(self._far, "link", "set", "cable", "up")
+
+
+@contextlib.contextmanager
+def _namespace():
+    """A network namespace, for as long as a process is in it; yields the id of that process."""
+    ours = os.readlink("/proc/self/ns/net")
+    process = subprocess.Popen(
+        ["unshare", "--net", "sleep", "infinity"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    guard.watch(process.pid)
+    try:
+
+        def is_there():
+            if process.poll() is not None:
+                raise Unavailable("can't make a network namespace: %s" % process.stderr.read().strip())
+            return os.readlink("/proc/%d/ns/net" % process.pid) != ours
+
+        wait_until(is_there, 10, "a network namespace")
+        yield str(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        guard.forget(process.pid)
+
+
+def _run(namespace, *arguments):
+    try:
+        subprocess.run(
+            ["nsenter", "--net", "--target", namespace, "ip", *arguments], check=True, capture_output=True, text=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise Unavailable("can't set up a network namespace: %s" % error.stderr.strip()) from None
+
+
+@contextlib.contextmanager
+def _inside(namespace):
+    with open("/proc/thread-self/ns/net") as ours, open("/proc/%s/ns/net" % namespace) as theirs:
+        _enter(theirs)
+        try:
+            yield
+        finally:
+            _enter(ours)
+
+
+def _enter(namespace):
+    # os.setns came with Python 3.12 only.
+    if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "can't enter a network namespace")

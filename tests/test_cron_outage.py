@@ -1,0 +1,164 @@
+"""Cron threads and cron workers of 19.0 survive the loss of their connection; stock ones die of it."""
+
+import contextlib
+import re
+import time
+
+import pytest
+
+from tests.conftest import VARIANTS
+from tests.proxied import proxied_stack
+from tests.stack.database import DATABASE
+from tests.stack.waiting import wait_until
+
+ANOTHER = "another"
+# Much less than the minute after which cron looks for jobs without being told.
+AT_ONCE = 10
+
+
+@pytest.fixture(scope="module", params=["19.0-threaded", "19.0-prefork"])
+def stack(request):
+    """A stack with two cron threads or workers and two databases; each has one job, which runs when it is triggered."""
+
+    def environment(stack):
+        only_our_job(stack)
+        stack.server.execute("CREATE DATABASE %s TEMPLATE %s OWNER %s" % (ANOTHER, DATABASE, stack.server.user))
+        return {}
+
+    series, workers = VARIANTS[request.param]
+    conf = {"max_cron_threads": 2, "db_name": "%s,%s" % (DATABASE, ANOTHER)}
+    options = ["--log-handler=odoo.service.server:DEBUG"]
+    with proxied_stack(series, workers, environment, conf=conf, options=options) as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def path(stack):
+    yield
+    stack.proxy.forward()
+
+
+def only_our_job(stack):
+    jobs = stack.server.execute(
+        """
+        UPDATE ir_cron SET active = (id = (SELECT min(id) FROM ir_cron)), nextcall = now() + interval '1 year'
+        RETURNING id, ir_actions_server_id AS action
+        """,
+        dbname=DATABASE,
+    )
+    stack.job = min(jobs)
+    stack.server.execute("DELETE FROM ir_cron_trigger", dbname=DATABASE)
+    stack.server.execute(
+        "UPDATE ir_act_server SET state = 'code', code = $$log('our job ran')$$ WHERE id = %s",
+        (stack.job.action,),
+        DATABASE,
+    )
+
+
+def trigger(stack, dbname=DATABASE):
+    """Have the job run as soon as possible, the way that Odoo does."""
+    stack.server.execute(
+        "INSERT INTO ir_cron_trigger (cron_id, call_at) VALUES (%s, now() AT TIME ZONE 'UTC')", (stack.job.id,), dbname
+    )
+    with contextlib.closing(stack.sender()) as sender:
+        sender.notify(dbname, "cron_trigger")
+
+
+def runs(stack, dbname=DATABASE):
+    return stack.server.execute("SELECT count(*) FROM ir_logging WHERE message = 'our job ran'", dbname=dbname)[0][0]
+
+
+def wait_for_run(stack, after, dbname=DATABASE):
+    """Wait until the job has run more than ``after`` times, and there is no more to do."""
+
+    def done():
+        # Odoo runs a job once more, if what it has done was not committed.
+        left = stack.server.execute("SELECT FROM ir_cron_trigger", dbname=dbname)
+        return runs(stack, dbname) > after and not left
+
+    wait_until(done, AT_ONCE, "the job to run at once", 0.05, stack.odoo.log_tail)
+
+
+def trigger_and_wait(stack):
+    before = runs(stack)
+    trigger(stack)
+    wait_for_run(stack, before)
+
+
+def wait_until_confirmed(stack, mark, what="listening"):
+    """Wait until every process with a cron listener hears itself."""
+    wanted = stack.odoo.conf["max_cron_threads"] if stack.odoo.workers else 1
+
+    def confirmed():
+        return len(re.findall(what + " on cron_trigger at .* confirmed", stack.odoo.log_since(mark))) >= wanted
+
+    wait_until(confirmed, 15, "%d of %r" % (wanted, what), 0.05, stack.odoo.log_tail)
+
+
+def who_looked_for_jobs(stack, mark):
+    return set(re.findall(r"(cron\d+|WorkerCron \(\d+\)) polling for jobs", stack.odoo.log_since(mark)))
+
+
+def test_jobs_triggered_in_an_outage_run_right_after_it(stack):
+    wait_until_confirmed(stack, 0)
+    processes = stack.odoo.processes()
+    trigger_and_wait(stack)
+
+    before = runs(stack)
+    assert runs(stack, ANOTHER) == 0
+    mark = stack.odoo.log_mark()
+    stack.proxy.refuse()
+    stack.proxy.cut()
+    stack.odoo.wait_for_log("WARNING .*lost the listener", mark)
+    trigger(stack)
+    trigger(stack, ANOTHER)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: runs(stack) > before or runs(stack, ANOTHER), 2)
+
+    stack.proxy.forward()
+    wait_for_run(stack, before)
+    wait_for_run(stack, 0, ANOTHER)
+    wait_until_confirmed(stack, mark, "listening again")
+
+    # No thread and no worker has died of it, and they go on to listen.
+    assert stack.odoo.processes().cron == processes.cron
+    mark = stack.odoo.log_mark()
+    trigger_and_wait(stack)
+    wait_until(lambda: len(who_looked_for_jobs(stack, mark)) == 2, AT_ONCE, "both to look for jobs")
+
+
+def test_jobs_run_at_once_however_often_the_backend_is_terminated(stack):
+    processes = stack.odoo.processes()
+    for _ in range(5):
+        stack.server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'odoo-listener-%'"
+        )
+        trigger_and_wait(stack)
+    assert stack.odoo.processes().cron == processes.cron
+
+
+def test_cron_is_recycled_at_its_maximum_age_and_goes_on_to_listen(stack):
+    stack.odoo.kill()
+    stack.odoo.conf["limit_time_worker_cron"] = 3
+    mark = stack.odoo.log_mark()
+    stack.odoo.start()
+    wait_until_confirmed(stack, mark)
+    processes = stack.odoo.processes()
+    began = time.monotonic()
+
+    def recycled():
+        # They look at their age when they are woken, and only then.
+        trigger_and_wait(stack)
+        ends = re.findall(r"(cron\d|WorkerCron \(\d+\)) max age \(3s\) reached", stack.odoo.log_since(mark))
+        return len(set(ends)) >= 2
+
+    wait_until(recycled, 20, "both to be recycled", 0.5, stack.odoo.log_tail)
+    assert time.monotonic() - began > 1
+    if stack.odoo.workers:
+        wait_until(lambda: not set(stack.odoo.processes().cron) & set(processes.cron), 10, "the old workers to end")
+    # Those that came after them hear.
+    for _ in range(3):
+        trigger_and_wait(stack)
+    log = stack.odoo.log_since(mark)
+    assert "lost the listener" not in log
+    assert "Traceback" not in log

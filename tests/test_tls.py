@@ -1,0 +1,116 @@
+"""TLS to PostgreSQL itself, with a certificate that is checked."""
+
+import subprocess
+
+import pytest
+
+from tests.conftest import VARIANTS
+from tests.stack.postgres import PASSWORD
+from tests.stack.stack import Stack
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+def make_authority(folder, name):
+    """Make a certificate of an authority; return its path and that of its key."""
+    certificate, key = folder / (name + ".crt"), folder / (name + ".key")
+    subject = ["-subj", "/CN=%s" % name, "-addext", "keyUsage=critical,keyCertSign"]
+    openssl("req", "-x509", *_KEY, "-keyout", key, "-out", certificate, "-days", 2, *subject)
+    return certificate, key
+
+
+def make_certificate(folder, authority, name):
+    """Make a server's certificate, for the host ``name``; return its path and that of its key."""
+    certificate, key, request = (folder / ("server." + ending) for ending in ("crt", "key", "csr"))
+    extensions = folder / "extensions"
+    extensions.write_text("subjectAltName=DNS:%s\n" % name)
+    openssl("req", *_KEY, "-keyout", key, "-out", request, "-subj", "/CN=%s" % name)
+    signed_by = ["-CA", authority[0], "-CAkey", authority[1], "-CAcreateserial"]
+    openssl("x509", "-req", *signed_by, "-in", request, "-out", certificate, "-days", 2, "-extfile", extensions)
+    return certificate, key
+
+
+_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory):
+    """The certificates of the authority that the server's is of, and of one that knows nothing of it."""
+    folder = tmp_path_factory.mktemp("authorities")
+    return {name: make_authority(folder, name) for name in ("ours", "another")}
+
+
+# The threaded one has nothing of its own here.
+@pytest.fixture(scope="module", params=["14.0-prefork", "19.0-prefork"])
+def stack(request, authorities, tmp_path_factory):
+    """A stack whose PostgreSQL has a certificate for localhost; listeners insist on it."""
+    series, workers = VARIANTS[request.param]
+
+    def environment(stack):
+        for path in make_certificate(tmp_path_factory.mktemp("server"), authorities["ours"], "localhost"):
+            # PostgreSQL does not read a key that others might.
+            owner = ["-o", stack.server.run_as] if stack.server.run_as else []
+            subprocess.run(["install", "-m", "600", *owner, path, stack.server.data / path.name], check=True)
+        stack.server.settings.update(ssl="on", ssl_cert_file="server.crt", ssl_key_file="server.key")
+        stack.server.reload()
+        return variables(stack, authorities["ours"])
+
+    with Stack(series, workers, environment=environment) as stack:
+        yield stack
+
+
+def variables(stack, authority, host="localhost"):
+    return {
+        "IMDISPATCHER_DB_HOST": host,
+        "IMDISPATCHER_DB_HOSTADDR": stack.server.host,
+        "IMDISPATCHER_DB_PORT": str(stack.server.port),
+        "IMDISPATCHER_DB_SSLMODE": "verify-full",
+        "IMDISPATCHER_DB_SSLROOTCERT": str(authority[0]),
+    }
+
+
+def restart(stack, wanted):
+    """Have Odoo run with these variables; return the mark in its log where that begins."""
+    if stack.odoo.variables == wanted:
+        return 0
+    stack.odoo.kill()
+    mark = stack.odoo.log_mark()
+    stack.odoo.variables = wanted
+    stack.odoo.start()
+    return mark
+
+
+def test_listeners_take_a_certificate_that_is_right(stack, authorities):
+    mark = restart(stack, variables(stack, authorities["ours"]))
+    with stack.client() as client:
+        stack.odoo.wait_for_log(r"listening on .*imbus at localhost:%s " % stack.server.port, mark)
+        stack.send("tests", "hello")
+        client.wait_for("hello")
+    encrypted = dict(stack.server.execute("SELECT pid, ssl FROM pg_stat_ssl"))
+    direct = [row for row in stack.direct_connections() if row.application_name.startswith("odoo-listener")]
+    assert direct
+    assert all(encrypted[row.pid] for row in direct)
+
+
+@pytest.mark.parametrize(
+    "authority, host, reason",
+    [
+        ("another", "localhost", "certificate verify failed"),
+        ("ours", "elsewhere.test", "does not match host name"),
+    ],
+    ids=["authority", "name"],
+)
+def test_a_certificate_that_is_wrong_is_refused_and_polling_takes_over(stack, authorities, authority, host, reason):
+    mark = restart(stack, variables(stack, authorities[authority], host))
+    with stack.client(listening=False) as client:
+        refused = "ERROR .*can't listen on database postgres: %s:%s: (.*)" % (host, stack.server.port)
+        assert reason in stack.odoo.wait_for_log(refused, mark)[1]
+        stack.odoo.wait_for_log("WARNING .*looking into bus_bus every 5 s", mark)
+        stack.send("tests", "polled")
+        client.wait_for("polled", 10)
+    log = stack.odoo.log_since(mark)
+    assert not stack.direct_connections()
+    assert PASSWORD not in log
+    assert "Traceback" not in log
