@@ -148,7 +148,10 @@ def read(environ, options):
         problem = _check_keyword(keyword, name, value)
         if problem:
             settings.errors.append(problem)
-        else:
+            continue
+        # Mounted files and templates leave blanks and line ends.
+        value = value if keyword in SECRETS else value.strip()
+        if value:
             named[keyword] = (name, value)
     _check_places(settings, named, options.get("db_host"))
     _check_values(settings, named, options.get("db_sslmode"))
@@ -217,7 +220,8 @@ def each_host(parameters):
 
 def _hosts_and_ports(parameters):
     split = each_host(parameters)
-    hosts = [one.get("host") or one.get("hostaddr") or "local socket" for one in split]
+    # The address is where libpq connects to; the name then only serves TLS.
+    hosts = [one.get("hostaddr") or one.get("host") or "local socket" for one in split]
     ports = [one.get("port") or "5432" for one in split]
     return hosts, ports
 
