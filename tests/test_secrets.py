@@ -176,6 +176,28 @@ def test_a_password_where_none_belongs_is_not_told(name, values):
                 assert secret not in str(found.connection)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        'FATAL:  database "postgresql://odoo:{}@127.0.0.1/x" does not exist',
+        "invalid dsn: host=db password='{}'\n",
+        "invalid connection option in password = {}, host=db",
+    ],
+)
+def test_a_message_of_others_is_told_without_the_passwords_in_it(message):
+    for secret in SECRETS:
+        told = settings.redact(message.replace("{}", secret))
+        assert not leaks(told)
+        assert told.startswith(message.split()[0])
+
+
+def test_a_message_with_a_password_that_is_known_is_told_without_it():
+    for secret in SECRETS:
+        for keyword in settings.SECRETS:
+            told = settings.redact("can't do it:\n%s is wrong\n" % secret, {keyword: secret, "port": 5432})
+            assert told == "can't do it:; *** is wrong"
+
+
 def test_what_would_be_a_leak_is_found():
     for secret in SECRETS:
         assert leaks("connection to %s failed" % secret)

@@ -4,18 +4,15 @@ import re
 import time
 from typing import NamedTuple
 
-from tests.stack.odoo import series_number
 from tests.stack.stack import ADDON, Stack
 
 # Seconds, for a busy machine.
 TOLERANCE = 3
-# Seconds. A worker of 14.0 may miss the signal and take note of it one beat later: one in five does, with the addon
-# and without.
-BEAT = 4
 
 
 class End(NamedTuple):
     seconds: float
+    jitter: float  # by which these differ anyway
     code: int
     complaints: list  # lines of the log
 
@@ -26,7 +23,7 @@ def test_sigterm_ends_odoo_as_fast_as_without_the_addon(variant):
     with_addon = _end(variant)
     assert without.code == with_addon.code == 0
     assert without.complaints == with_addon.complaints == []
-    assert with_addon.seconds < without.seconds + TOLERANCE + _jitter(variant)
+    assert with_addon.seconds < without.seconds + TOLERANCE + with_addon.jitter
 
 
 def test_sigterm_ends_odoo_while_its_listener_tries_to_connect(variant):
@@ -38,7 +35,7 @@ def test_sigterm_ends_odoo_while_its_listener_tries_to_connect(variant):
     end = _end(variant, before=lose_server)
     assert end.code == 0
     assert end.complaints == []
-    assert end.seconds < 2 * TOLERANCE + _jitter(variant)
+    assert end.seconds < 2 * TOLERANCE + end.jitter
 
 
 def _end(variant, before=None, **arguments):
@@ -54,7 +51,7 @@ def _end(variant, before=None, **arguments):
         code = stack.odoo.stop(deadline=30)
         seconds = time.monotonic() - began
         complaints = re.findall(r".* (?:ERROR|CRITICAL) .*|.*Traceback.*", stack.odoo.log_since(mark))
-        return End(seconds, code, complaints)
+        return End(seconds, stack.odoo.stop_jitter, code, complaints)
 
 
 def _end_long_poll(stack, client):
@@ -63,8 +60,3 @@ def _end_long_poll(stack, client):
     mark = stack.odoo.log_mark()
     stack.send("tests", "the last")
     stack.odoo.wait_for_log("POST /longpolling/poll", mark)
-
-
-def _jitter(variant):
-    series, workers = variant
-    return BEAT if workers and series_number(series) < 15 else 0
