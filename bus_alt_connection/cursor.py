@@ -117,10 +117,11 @@ class ListeningCursor(_Partial):
     def execute(self, query, params=None, log_exceptions=None):
         if self._cnx.closed:
             raise psycopg2.InterfaceError("Cursor already closed")
-        text = _text(query, params)
-        match = _LISTEN.match(text)
+        if hasattr(query, "code") and hasattr(query, "params"):  # odoo.tools.SQL
+            query, params = query.code, query.params
+        match = _LISTEN.match(_text(query, params))
         if match is None:
-            self._rows = self._ask(text)
+            self._rows = self._ask(query, params)
             return
         stop, quoted, plain, everything = match.groups()
         channel = quoted.replace('""', '"') if quoted else (plain or "").lower()
@@ -161,25 +162,26 @@ class ListeningCursor(_Partial):
         if "_cnx" in self.__dict__:
             self._cnx.close()
 
-    def _ask(self, text):
+    def _ask(self, query, params):
         try:
-            return self._listener.query(text) or []
+            return self._listener.query(query, params) or []
         except psycopg2.OperationalError as error:
             _logger.debug("asking through the pooler instead: %s", error)
         with self._ordinary() as cursor:
-            cursor.execute(text)
-            return cursor.fetchall()
+            cursor.execute(query, params)
+            return cursor.fetchall() if cursor.description else []
 
 
 def _text(query, params):
-    """Return the statement as text, whichever way it was put."""
-    if hasattr(query, "code") and hasattr(query, "params"):  # odoo.tools.SQL
-        query, params = query.code, query.params
+    """Return what would be the statement if it is a LISTEN, whichever way it was put."""
     if isinstance(query, bytes):
         query = query.decode()
     if isinstance(query, sql.Composable):
         query = _composed(query)
-    return query % tuple(params) if params else query
+    try:
+        return query % (params if isinstance(params, dict) else tuple(params or ()))
+    except (TypeError, ValueError):
+        return query
 
 
 def _composed(part):
@@ -191,4 +193,4 @@ def _composed(part):
             '"%s"' % name.replace('"', '""')
             for name in getattr(part, "strings", None) or (part.string,)
         )
-    return part.string
+    return getattr(part, "string", "")

@@ -377,7 +377,9 @@ class Listener(object):
             found_out, self._dropped = self._dropped is not None, None
             self.outage.report(reason, session, self.attempts, found_out)
             while self._requests:
-                self._requests.pop(0)[2].set_exception(psycopg2.OperationalError(reason))
+                answer = self._requests.pop(0)[2]
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(psycopg2.OperationalError(reason))
             self.changed.notify_all()
 
     def _pause(self, seconds):
