@@ -179,7 +179,6 @@ class Supervisor(object):
         wait = max(self._deaf_since + GRACE, self._next_poll) - now
         if wait > 0:
             return wait
-        self._next_poll = now + interval
         if BUS_CHANNEL in self.listener.wanted:
             if not self._polling:
                 self._polling = True
@@ -190,6 +189,10 @@ class Supervisor(object):
                     interval,
                 )
             self._poll_works = self._give_missed(overlap=not self._poll_works)
+            if not self._poll_works:
+                # The server may be there for a moment only.
+                interval = min(interval, RETRY)
+        self._next_poll = now + interval
         return interval
 
     # What they are made of ------------------------------------------------------
