@@ -124,6 +124,9 @@ class Settings(object):
         database = parameters.pop("database", None)
         # What Odoo pools and what listens must be told apart in pg_stat_activity.
         parameters["application_name"] = "odoo-listener-%d" % os.getpid()
+        if "hostaddr" in self.connection:
+            # The name that goes with it is not the pooler's.
+            parameters.pop("host", None)
         parameters.update(self.connection)
         if database and (database != system_database or "dbname" not in parameters):
             parameters["dbname"] = database
@@ -220,8 +223,7 @@ def each_host(parameters):
 
 def _hosts_and_ports(parameters):
     split = each_host(parameters)
-    # The address is where libpq connects to; the name then only serves TLS.
-    hosts = [one.get("hostaddr") or one.get("host") or "local socket" for one in split]
+    hosts = [one.get("host") or one.get("hostaddr") or "local socket" for one in split]
     ports = [one.get("port") or "5432" for one in split]
     return hosts, ports
 
