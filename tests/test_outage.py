@@ -198,6 +198,8 @@ def test_what_was_sent_before_the_very_first_listen_arrives(stack, usual_stop):
 
 @pytest.mark.parametrize("down", ["direct way", "everything"])
 def test_odoo_stops_in_an_outage_as_it_does_otherwise(stack, usual_stop, client, down):
+    if down == "everything" and stack.series == "14.0":
+        pytest.skip("a cron worker of 14.0 waits for the pooler to answer, without the addon as well")
     mark = stack.odoo.log_mark()
     with contextlib.ExitStack() as outage:
         if down == "direct way":
