@@ -15,6 +15,8 @@ import threading
 import psycopg2
 from psycopg2 import sql
 
+from .listener import quoted
+
 _logger = logging.getLogger(__name__)
 
 # Seconds to wait for PostgreSQL to listen before Odoo's loop goes on regardless.
@@ -123,8 +125,8 @@ class ListeningCursor(_Partial):
         if match is None:
             self._rows = self._ask(query, params)
             return
-        stop, quoted, plain, everything = match.groups()
-        channel = quoted.replace('""', '"') if quoted else (plain or "").lower()
+        stop, exact, plain, everything = match.groups()
+        channel = exact.replace('""', '"') if exact else (plain or "").lower()
         if stop:
             self._listener.unlisten(self._cnx, channel or None)
         elif not everything:
@@ -189,8 +191,5 @@ def _composed(part):
     if isinstance(part, sql.Composed):
         return "".join(map(_composed, part.seq))
     if isinstance(part, sql.Identifier):
-        return ".".join(
-            '"%s"' % name.replace('"', '""')
-            for name in getattr(part, "strings", None) or (part.string,)
-        )
+        return ".".join(map(quoted, getattr(part, "strings", None) or (part.string,)))
     return getattr(part, "string", "")
