@@ -74,8 +74,7 @@ class Backlog(object):
         now = time.monotonic()
         since, snapshot, known = self._since(database)
         overlap = now - since + OVERLAP if overlap or snapshot is None else 0
-        pooled, _ = connection.connect(self._parameters_for(database))
-        try:
+        with connection.connect(self._parameters_for(database))[0] as pooled:
             if database not in self._with_bus:
                 ((exists,),) = pooled.execute("SELECT to_regclass('bus_bus') IS NOT NULL")
                 if not exists:
@@ -84,8 +83,6 @@ class Backlog(object):
             ((snapshot, channels, known),) = pooled.execute(
                 _MISSED, (snapshot, known, overlap)
             )
-        finally:
-            pooled.close()
         self._asked[database] = (now, snapshot, known)
         return channels
 

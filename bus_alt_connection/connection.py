@@ -79,6 +79,12 @@ class Connection(object):
     def close(self):
         self._cnx.close()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
     def _wait(self, timeout):
         deadline = time.monotonic() + timeout
         while True:

@@ -199,15 +199,12 @@ class Supervisor(object):
 
     def _send(self, token):
         """NOTIFY ourselves; return when, to which server, and its snapshot."""
-        pooled, _ = connection.connect(self._parameters_for(self._database))
-        try:
+        with connection.connect(self._parameters_for(self._database))[0] as pooled:
             began = time.monotonic()
             ((_, identity, snapshot),) = pooled.execute(
                 _NOTIFY, (self.listener.check_channel, token)
             )
             return began, identity, snapshot
-        finally:
-            pooled.close()
 
     def _why_deaf(self, session, identity):
         if session.pooled:
@@ -273,11 +270,8 @@ class Supervisor(object):
         return gone
 
     def _all_databases(self):
-        pooled, _ = connection.connect(self._parameters_for(self._database))
-        try:
+        with connection.connect(self._parameters_for(self._database))[0] as pooled:
             return pooled.execute(_DATABASES)[0][0]
-        finally:
-            pooled.close()
 
 
 class _Step(object):
