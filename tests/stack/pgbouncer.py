@@ -1,6 +1,7 @@
 """A private PgBouncer in front of a PostgreSQL server."""
 
 import signal
+from pathlib import Path
 
 import psycopg2
 from psycopg2.extras import RealDictCursor
@@ -12,21 +13,20 @@ from .system import pgbouncer_bin
 ADMIN = "pgbouncer"
 ADMIN_PASSWORD = "pgbouncer-s3cret"
 
+#: What we tell users to begin with. Its last section is ``[pgbouncer]``.
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "pgbouncer.ini"
+#: what it says of where PostgreSQL is
+EXAMPLE_SERVER = "host=db-01 port=5432"
+
 _SETTINGS = {
     "listen_addr": "127.0.0.1",
-    "auth_type": "scram-sha-256",
-    "admin_users": ADMIN,
-    "pool_mode": "transaction",
-    "default_pool_size": 10,
-    "max_client_conn": 200,
-    "ignore_startup_parameters": "extra_float_digits",
-    # Default 15 s: after an outage of the server the pooler would be the slowest to come back.
+    # After an outage of the server the pooler would be the slowest to come back.
     "server_login_retry": 0.2,
 }
 
 
 class PgBouncer(Process):
-    """A PgBouncer on its own port of 127.0.0.1, with one pool per database of ``server``.
+    """A PgBouncer on its own port of 127.0.0.1, with one pool per database of ``server``, set up as :data:`EXAMPLE`.
 
     :param server: the PostgreSQL it logs in to; set the attribute and :meth:`reload` to point it to another
     :param user: name under which clients log in as the server's role ``odoo``
@@ -121,9 +121,8 @@ class PgBouncer(Process):
         server = "host=%s port=%s" % (self.server.host, self.server.port)
         if (self.user, self.password) != (postgres.USER, postgres.PASSWORD):
             server += " user=%s password=%s" % (postgres.USER, postgres.PASSWORD)
-        lines = ["[databases]"]
-        lines += ["%s = %s %s" % (name, server, more) for name, more in {"*": "", **self.databases}.items()]
-        lines.append("[pgbouncer]")
+        lines = [EXAMPLE.read_text().replace(EXAMPLE_SERVER, server)]
+        # Of two lines with one name the later counts. But a second [pgbouncer] would begin with the defaults again.
         settings = {
             **_SETTINGS,
             "listen_port": self.port,
@@ -132,6 +131,9 @@ class PgBouncer(Process):
             **self.settings,
         }
         lines += ["%s = %s" % item for item in settings.items()]
+        if self.databases:
+            lines.append("[databases]")
+            lines += ["%s = %s %s" % (name, server, more) for name, more in self.databases.items()]
         # In plain text, with which the pooler can log in to the server as well.
         users = {
             self.user: self.password,

@@ -157,7 +157,7 @@ class PostgreSQL(Process):
         (self.data / "postgresql.conf").write_text("".join(lines))
 
 
-class _NewCluster(PostgreSQL):
+class NewCluster(PostgreSQL):
     """The cluster that all others are copies of."""
 
     def _fill(self):
@@ -184,7 +184,7 @@ class _NewCluster(PostgreSQL):
 
 @contextlib.contextmanager
 def _empty_cluster():
-    with _NewCluster() as server:
+    with NewCluster() as server:
         server.execute("CREATE ROLE %s LOGIN CREATEDB PASSWORD %%s" % USER, (PASSWORD,))
         server.stop()
         yield {"cluster": server.data}
