@@ -13,15 +13,25 @@ BASE_PYTHON ?= python3
 ARGS ?=
 # How long "soak" is to take.
 MINUTES ?= 10
+# Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin, and how many Odoos it runs at a time.
+TREES ?=
+JOBS ?= 2
+# Not empty: "bench" takes few samples.
+QUICK ?=
 
 TOOLS := .stack/tools
 TOOLS_PYTHON := $(TOOLS)/bin/python
 TOOLS_STAMP := $(TOOLS)/stamp
+# An old release of pylint-odoo, which can't be installed beside the tools.
+PYLINT_7 := .stack/pylint-7
+PYLINT_7_STAMP := $(PYLINT_7)/stamp
+BENCH := .stack/bench
+BENCH_STAMP := $(BENCH)/stamp
 
-.PHONY: help demo test soak lint up tools clean
+.PHONY: help demo test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # "exec": a signal to make reaches the program itself, not a shell that waits for it.
 
@@ -31,15 +41,47 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 test: $(TOOLS_STAMP) ## run the tests (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest $(ARGS)
 
+matrix: $(TOOLS_STAMP) ## the main tests on all Odoo source trees in TREES=/folder, JOBS=2 at a time
+	@exec $(TOOLS_PYTHON) -m tests.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)
+
+odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, against those without both
+	@exec $(TOOLS_PYTHON) -m tests.odoo_tests $(ARGS)
+
 soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
 	@exec $(TOOLS_PYTHON) -m tests.soak $(MINUTES) $(ARGS)
 
-lint: $(TOOLS_STAMP) ## check style, that the addon runs on Python 3.5, and README.rst
+bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
+	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+screenshot: $(TOOLS_STAMP) ## take docs/discuss.png again, of Odoo in real browsers
+	@exec $(TOOLS_PYTHON) -m tests.discuss docs/discuss.png
+
+lint: lint-python lint-addon lint-texts ## check style, conventions of addons, Python 3.5, and the texts
+
+lint-python: $(TOOLS_STAMP)
 	$(TOOLS)/bin/ruff check .
 	$(TOOLS)/bin/ruff format --check .
+
+# Exceptions of pylint-odoo. except-pass: an exception may be the answer that was asked for, such as "nothing there to
+# read", and none for the log. missing-manifest-dependency, of 7 only: check.py is a program, and has to import its own
+# package by its name.
+# The options of 7 are those in .pylintrc, as it spells them. It tells the series from the manifest's version, in which
+# "()" finds none, so that it is the one named here.
+lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 	$(TOOLS_PYTHON) -m tests.syntax 3.5 bus_alt_connection
-	$(TOOLS)/bin/vermin --target=3.5- --no-tips --violations --quiet bus_alt_connection
-	$(TOOLS_PYTHON) -m docutils --report=warning --halt=warning README.rst /dev/null
+	$(TOOLS)/bin/vermin --target=3.5- --no-tips --violations --quiet bus_alt_connection setup
+	$(TOOLS)/bin/pylint --disable=except-pass bus_alt_connection
+	$(PYLINT_7)/bin/pylint --rcfile=/dev/null --load-plugins=pylint_odoo --score=no \
+		--disable=all --enable=odoolint --disable=except-pass,missing-manifest-dependency --valid_odoo_versions=12.0 \
+		--manifest_version_format='()\d+\.\d+\.\d+$$' \
+		--manifest_required_authors='bus_alt_connection contributors' bus_alt_connection
+
+lint-texts: $(TOOLS_STAMP)
+	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 *.rst docs bus_alt_connection
+	$(TOOLS_PYTHON) docs/readme.py --check
+
+readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its folder readme/
+	@$(TOOLS_PYTHON) docs/readme.py
 
 up: $(TOOLS_STAMP) ## start PostgreSQL, PgBouncer and Odoo with the addon, until Ctrl-C
 	@exec $(TOOLS_PYTHON) -m tests.stack.up $(ARGS)
@@ -52,14 +94,19 @@ clean: ## remove all that was downloaded, installed and cached
 
 # A virtual environment does not survive a move of the folder that it is in. So the stamp has its path, and is out of
 # date elsewhere.
-ifneq ($(file < $(TOOLS_STAMP)),$(CURDIR))
-.PHONY: $(TOOLS_STAMP)
+define is_out_of_date_elsewhere
+ifneq ($$(file < $(1)),$$(CURDIR))
+.PHONY: $(1)
 endif
-$(TOOLS_STAMP): tests/requirements/tools.txt
+endef
+$(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
+# Constraints of it.
+$(BENCH_STAMP): tests/requirements/tools.txt
+$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tests/requirements/%.txt
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
 	@# A fresh Debian has python3, but not what makes virtual environments.
 	@$(BASE_PYTHON) -c 'import ensurepip' 2> /dev/null || $(BASE_PYTHON) -m tests.stack.system python3-venv
-	@echo 'installing the tools ...' >&2
-	@$(BASE_PYTHON) -m venv --clear $(TOOLS)
-	@$(TOOLS_PYTHON) -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@echo 'installing $* ...' >&2
+	@$(BASE_PYTHON) -m venv --clear .stack/$*
+	@.stack/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
 	@printf '%s' '$(CURDIR)' > $@

@@ -5,12 +5,11 @@
     "summary": "Needed when using PgBouncer as a connection pooler",
     # Three parts: the only form that every series from 12.0 to 19.0 loads.
     "version": "1.0.0",
+    # No "website": the project has no page of its own, and none is made up.
     "author": "bus_alt_connection contributors",
     "category": "Extra Tools",
     "license": "AGPL-3",
     "depends": ["bus"],
     "external_dependencies": {"python": ["psycopg2"]},
     "post_load": "post_load",
-    "installable": True,
-    "auto_install": False,
 }
