@@ -30,6 +30,7 @@ class Stack:
     :param modules: what is installed in the database, separated by commas
     :param tree: source tree of Odoo; default: the package of the distribution
     :param python: interpreter for that tree
+    :param build: what to run, a :class:`~.builds.Build`; default: what ``series``, ``tree`` and ``python`` lead to
     :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``
         and ``pooler`` running, and returns them. With a host or a port for the direct connection among them, ``direct``
         means nothing
@@ -59,8 +60,9 @@ class Stack:
         options=(),
         server_options=None,
         pooler_options=None,
+        build=None,
     ):
-        self.build = find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
+        self.build = build or find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
         self.series = self.build.series
         self.database = DATABASE
         self.server = self.pooler = self.odoo = None

@@ -1,0 +1,172 @@
+"""What pip makes of the addon: that it is whole, and that Odoo finds it where pip puts it."""
+
+import ast
+import dataclasses
+import email
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.stack.builds import find_build
+from tests.stack.commands import CommandError, run
+from tests.stack.odoo import default_load
+from tests.stack.stack import ADDON, Stack
+
+NAME = "bus_alt_connection"
+INSTALLED = "odoo/addons/" + NAME
+#: No series begins like this, nor does a release of ours: who keeps a version of his own does not come up with it.
+VERSION = "98.7.6"
+#: In the folder of the addon, but only there to make the package.
+NOT_INSTALLED = {"pyproject.toml"}
+#: What may lie about in that folder.
+STRAY = ["__pycache__/settings.cpython-311.pyc", "tests/__init__.py", "tests/test_it.py", "odoo.conf", "settings.py~"]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Return a function that makes a wheel of a folder, with today's tools."""
+    tools = tmp_path_factory.mktemp("tools")
+    # Those that pip would fetch each time anew.
+    pip_install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    run([*pip_install, "--target", tools, "hatchling", "setuptools", "wheel"])
+    environment = {**os.environ, "PYTHONPATH": str(tools)}
+
+    def build(source, target, *options):
+        # With --wheel straight from the folder, else from a source distribution made of it.
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, *options, source]
+        run(command, env=environment)
+        return next(target.glob("*.whl"))
+
+    return build
+
+
+def files(folder):
+    """Return the files in a folder that belong there, by their path in it."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the folders that packages are made of, with another version, and with files that are none of it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in NAME, "setup":
+        unwanted = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        shutil.copytree(ADDON / name, folder / name, symlinks=True, ignore=unwanted)
+    manifest = folder / NAME / "__manifest__.py"
+    version = ast.literal_eval(manifest.read_text())["version"]
+    manifest.write_text(manifest.read_text().replace(version, VERSION))
+    for name in STRAY:
+        path = folder / NAME / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("# not part of the addon\n")
+    return folder
+
+
+# What "pip install" makes first, of whatever it is given.
+WAYS = {
+    "folder": (NAME, "--wheel"),
+    "sdist of the folder": (NAME,),
+    "setup": ("setup/" + NAME, "--wheel"),
+    "sdist of setup": ("setup/" + NAME,),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def wheel(request, build, clone, tmp_path_factory):
+    source, *options = WAYS[request.param]
+    return build(clone / source, tmp_path_factory.mktemp("wheel"), *options)
+
+
+def test_a_wheel_has_the_whole_addon_and_nothing_else(wheel, clone, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    installed = files(tmp_path)
+    for name in [name for name in installed if name.split("/")[0] == "%s-%s.dist-info" % (NAME, VERSION)]:
+        del installed[name]
+    own = {name: content for name, content in files(clone / NAME).items() if name not in {*NOT_INSTALLED, *STRAY}}
+    wanted = {"%s/%s" % (INSTALLED, name): content for name, content in own.items()}
+    assert sorted(installed) == sorted(wanted)
+    assert [name for name in wanted if installed[name] != wanted[name]] == []
+    # Odoo's list of apps shows these; the licence asks to be handed on.
+    assert {"LICENSE", "README.rst", "static/description/icon.png", "static/description/index.html"} <= set(own)
+    assert any(name.startswith("readme/") for name in own)
+
+
+def test_a_wheel_suits_any_series_and_has_the_version_of_the_manifest(wheel, clone):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = email.message_from_bytes(archive.read("%s-%s.dist-info/METADATA" % (NAME, VERSION)))
+    manifest = ast.literal_eval((clone / NAME / "__manifest__.py").read_text())
+    assert wheel.name == "%s-%s-py3-none-any.whl" % (NAME, VERSION)
+    assert metadata["Name"].replace("-", "_") == NAME
+    assert metadata["Version"] == VERSION == manifest["version"]
+    assert metadata["Summary"] == manifest["summary"]
+    assert metadata["Author"] == manifest["author"]
+    assert metadata["Requires-Python"] == ">=3.5"
+    # Neither Odoo, which pip need not have installed, nor psycopg2, which Odoo has brought under one name or another.
+    assert metadata.get_all("Requires-Dist") is None
+    assert metadata.get_payload() == (clone / NAME / "README.rst").read_text()
+
+
+def test_the_licence_in_the_addon_is_that_of_the_project():
+    assert (ADDON / NAME / "LICENSE").read_bytes() == (ADDON / "LICENSE").read_bytes()
+
+
+def test_setup_without_the_addon_says_what_to_do(build, clone, tmp_path):
+    # So it looks to a pip that copies the folder away before it builds.
+    shutil.copytree(clone / "setup" / NAME, tmp_path / NAME, symlinks=True)
+    with pytest.raises(CommandError, match="is not there: .*whole clone, and pip 21.3"):
+        build(tmp_path / NAME, tmp_path / "dist", "--wheel")
+
+
+@pytest.fixture(params=["14.0", "19.0"])
+def installation(request, tmp_path):
+    """A build of Odoo with a fresh virtual environment, which has what Odoo needs and not the addon."""
+    found = find_build(request.param)
+    python = tmp_path / "venv" / "bin" / "python"
+    run([found.command[0], "-m", "venv", "--without-pip", tmp_path / "venv"])
+    # Behind its own packages those of the environment that Odoo has for the other tests, pip among them.
+    (_site_packages(python) / "stack.pth").write_text("%s\n" % _site_packages(found.command[0]))
+    return dataclasses.replace(found, command=[str(python), *found.command[1:]])
+
+
+def _site_packages(python):
+    return Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+
+
+def where(installation, folder):
+    """Return the file that Odoo's Python has of the addon, asked from within a folder."""
+    program = "import odoo.addons.%s as addon; print(addon.__file__)" % NAME
+    return Path(run([installation.command[0], "-c", program], env=installation.env, cwd=folder).strip())
+
+
+def pip(installation, *arguments):
+    return run([installation.command[0], "-m", "pip", "--disable-pip-version-check", *arguments])
+
+
+def test_odoo_finds_the_installed_addon_and_its_bus_works(installation, build, clone, tmp_path):
+    with pytest.raises(CommandError, match="No module named 'odoo.addons.%s'" % NAME):
+        where(installation, tmp_path)
+    installed = _site_packages(installation.command[0]) / INSTALLED
+    wheel = build(clone / NAME, tmp_path / "dist", "--wheel")
+    pip(installation, "install", "--no-index", wheel)
+    assert where(installation, tmp_path).parent == installed
+
+    load = "%s,%s" % (default_load(installation.series), NAME)
+    with Stack(build=installation, addon=None, load=load) as stack, stack.client() as client:
+        stack.odoo.wait_for_log("listening on .*imbus.* confirmed")
+        stack.send("tests", "hello")
+        client.wait_for("hello")
+        assert client.messages == ["hello"]
+        assert stack.wait_for_listen() in {row.pid for row in stack.direct_connections()}
+
+    pip(installation, "uninstall", "--yes", NAME)
+    assert not installed.exists()
+
+
+def test_an_editable_installation_runs_what_is_in_the_clone(installation, clone, tmp_path):
+    pip(installation, "install", "--editable", clone / NAME)
+    assert where(installation, tmp_path).resolve() == clone / NAME / "__init__.py"
