@@ -119,8 +119,13 @@ class ListeningCursor(_Partial):
     def execute(self, query, params=None, log_exceptions=None):
         if self._cnx.closed:
             raise psycopg2.InterfaceError("Cursor already closed")
-        if hasattr(query, "code") and hasattr(query, "params"):  # odoo.tools.SQL
+        if hasattr(query, "_sql_tuple"):  # odoo.tools.SQL from 19.1 on
+            query, params = query._sql_tuple[:2]
+        elif hasattr(query, "code") and hasattr(query, "params"):  # and before
             query, params = query.code, query.params
+        if not isinstance(query, (str, bytes, sql.Composable)):
+            self._missing("%s.execute(%s)" % (type(self).__name__, type(query).__name__))
+            raise TypeError("not a statement: %r" % (query,))
         match = _LISTEN.match(_text(query, params))
         if match is None:
             self._rows = self._ask(query, params)

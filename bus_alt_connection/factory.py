@@ -11,11 +11,13 @@ that a cron thread runs are asked for by other functions, and stay on the pooler
 
 import functools
 import logging
+import mmap
 import os
 import re
 import sys
 import threading
 import types
+import zlib
 
 from odoo import sql_db
 from odoo.tools import config
@@ -49,8 +51,9 @@ class _Process(object):
 
 _process = _Process()
 _options = None
-# Code of listeners that need more of a cursor than ours has.
-_need_ordinary = set()
+# A byte for each listener, set if it needs more of a cursor than ours has. Forks share
+# it: a cron worker dies of its first attempt, and its successor has to know.
+_need_ordinary = mmap.mmap(-1, mmap.PAGESIZE)
 
 
 def install():
@@ -65,13 +68,15 @@ def install():
     @functools.wraps(original)
     def cursor(self, *args, **kwargs):
         code = _asking_code()
+        elsewhere = "dsn" in self.dsn  # a URI, as other addons use for their own databases
         if not _says_listen(code):
-            _here().databases.add(self.dbname)
+            if not elsewhere:
+                _here().databases.add(self.dbname)
             return original(self, *args, **kwargs)
-        if "dsn" in self.dsn:
+        if elsewhere:
             _logger.info("%s listens at a URI of its own, which is left to it", code)
             return original(self, *args, **kwargs)
-        if code in _need_ordinary:
+        if _need_ordinary[_slot(code)]:
             direct = sql_db.Connection(sql_db._Pool, self.dbname, _direct(self.dbname))
             return original(direct, *args, **kwargs)
         missing = functools.partial(_report_missing, code)
@@ -170,9 +175,15 @@ def _report():
         )
 
 
+def _slot(code):
+    """Return the place of ``code`` in `_need_ordinary`, the same in all processes."""
+    name = "%s:%d" % (code.co_filename, code.co_firstlineno)
+    return zlib.crc32(name.encode()) % len(_need_ordinary)
+
+
 def _report_missing(code, name):
-    if code not in _need_ordinary:
-        _need_ordinary.add(code)
+    if not _need_ordinary[_slot(code)]:
+        _need_ordinary[_slot(code)] = 1
         _logger.error(
             "%s wants %s of its listening cursor, which has none. From now on it gets"
             " an ordinary cursor straight to PostgreSQL: it listens, but a lost"

@@ -1,0 +1,149 @@
+"""What is known of the series after 19.0, and what is not: shown on the real 19.0."""
+
+import contextlib
+import json
+import re
+import select
+
+import pytest
+
+from bus_alt_connection.cursor import Feed, ListeningCursor
+from bus_alt_connection.listener import Listener
+from tests import addonlog, traffic
+from tests.stack.builds import find_build
+from tests.stack.database import DATABASE
+from tests.stack.odoo import default_load
+from tests.stack.postgres import PASSWORD, USER, PostgreSQL
+from tests.stack.stack import ADDON, Stack
+from tests.stack.waiting import wait_until
+
+SERIES = "19.0"
+
+
+@contextlib.contextmanager
+def _stack_with(addon, workers=0, **conf):
+    """Yield a stack of 19.0 that loads one of the addons in tests/addons too."""
+    addons_path = [*find_build(SERIES).addons_paths, ADDON, ADDON / "tests" / "addons"]
+    with Stack(
+        SERIES,
+        workers,
+        load="%s,bus_alt_connection,%s" % (default_load(SERIES), addon),
+        conf={"addons_path": ",".join(map(str, addons_path)), **conf},
+    ) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def dispatcher_stack():
+    """A stack with the dispatcher of 20.0, which is told that Odoo's own database is the system database."""
+    with _stack_with("future_dispatcher", db_system=DATABASE) as stack:
+        yield stack
+
+
+def _listening_backend(stack):
+    """Return the backend that listens directly on Odoo's database, and has been confirmed."""
+    (backend,) = (row.pid for row in stack.direct_connections() if row.datname == stack.database)
+    addonlog.wait_for_record(stack, r"listening( again)? on imbus at .* \(database \S+, backend pid %d\)" % backend)
+    return backend
+
+
+def _notify(stack, name):
+    with contextlib.closing(stack.pooler.connect(stack.database, application_name="tests")) as pooled:
+        with pooled, pooled.cursor() as cr:
+            cr.execute("SELECT pg_notify('imbus', %s)", (json.dumps([[stack.database, name]]),))
+
+
+def test_the_dispatcher_of_20_0_listens_directly_on_the_system_database(dispatcher_stack):
+    stack = dispatcher_stack
+    assert stack.wait_for_listen("imbus") == _listening_backend(stack)
+    with contextlib.closing(stack.sender()) as sender:
+        sender.insert("sent", "hello")
+    _notify(stack, "sent")
+    stack.odoo.wait_for_log("on sent: hello")
+    # What its other threads ask is asked through the pooler.
+    asked = [one for one in traffic.statements(stack) if one.text.startswith("SELECT message FROM bus_bus")]
+    assert asked
+    assert all(one.pooled for one in asked)
+    assert not any(one.pooled for one in traffic.statements(stack) if one.listens)
+
+
+def test_what_the_dispatcher_of_20_0_missed_is_found_in_the_system_database(dispatcher_stack):
+    stack = dispatcher_stack
+    stack.wait_for_listen("imbus")
+    lost = _listening_backend(stack)
+    mark = stack.odoo.log_mark()
+    with contextlib.closing(stack.sender()) as sender:
+        # Without a NOTIFY, as if that had come while nobody listened.
+        sender.insert("missed", "hello again")
+    stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
+    stack.odoo.wait_for_log("on missed: hello again", mark)
+    stack.wait_for_listen("imbus")
+    assert _listening_backend(stack) != lost
+    assert "the listener failed" not in stack.odoo.log()
+
+
+def test_a_worker_that_wants_more_of_its_cursor_gets_an_ordinary_one_when_it_is_started_again():
+    with _stack_with("future_cron", workers=2) as stack:
+        said = r"a cron worker listens with backend (\d+)"
+        log = wait_until(lambda: re.search(said, stack.odoo.log()), 60, "a cron worker that stays", 0.1)
+        backend = int(log[1])
+        assert backend in {row.pid for row in stack.direct_connections()}
+        errors = [one.message for one in addonlog.records(stack) if one.level == "ERROR"]
+        assert len(errors) == 1
+        assert re.search(r"code object start at .*future_cron.* wants Feed\.info .*[Pp]lease report", errors[0])
+        # By the timer it would look for jobs once a minute. The first time may be when it starts.
+        for _ in range(2):
+            wait_until(lambda: _is_idle(stack, backend), 10, "LISTEN")
+            mark = stack.server.log_mark()
+            _trigger(stack)
+            wait_until(lambda: _looks_for_jobs(stack, mark), 30, "the worker to look for jobs", 0.1)  # noqa: B023
+
+
+def _is_idle(stack, backend):
+    return any(row.pid == backend and row.state == "idle" for row in stack.server.activity())
+
+
+def _trigger(stack):
+    with contextlib.closing(stack.sender()) as sender:
+        sender.notify(stack.database, "cron_trigger")
+
+
+def _looks_for_jobs(stack, mark):
+    return any("ir_cron" in one.text and one.pooled for one in traffic.statements(stack, mark))
+
+
+class _SQL:
+    """All that ``odoo.tools.SQL`` tells of itself from 19.1 on."""
+
+    def __init__(self, code, *params):
+        self._sql_tuple = (code, params, ())
+
+
+@contextlib.contextmanager
+def _cursor(server):
+    parameters = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD, "dbname": "postgres"}
+    missing = []
+    listener = Listener("postgres", parameters, lambda: False)
+    feed = Feed(listener, missing.append)
+    listener.add(feed)
+    with ListeningCursor(feed, "postgres", None, missing.append) as cursor:
+        yield cursor, missing
+
+
+def test_statements_may_be_objects_as_they_are_from_19_1_on():
+    with PostgreSQL() as server, _cursor(server) as (cursor, missing):
+        cursor.execute(_SQL('LISTEN "channel"'))
+        cursor.commit()
+        cursor.execute(_SQL("SELECT pg_notify('channel', %s), %s", "hello", 3))
+        assert cursor.fetchall() == [("", 3)]
+        assert select.select([cursor._cnx], [], [], 5)[0]
+        cursor._cnx.poll()
+        assert [(one.channel, one.payload) for one in cursor._cnx.notifies] == [("channel", "hello")]
+        assert missing == []
+
+
+def test_a_statement_of_an_unknown_kind_is_something_that_is_missing():
+    with PostgreSQL() as server, _cursor(server) as (cursor, missing):
+        with pytest.raises(TypeError):
+            cursor.execute(object())
+        assert missing == ["ListeningCursor.execute(object)"]
