@@ -13,9 +13,10 @@ BASE_PYTHON ?= python3
 ARGS ?=
 # How long "soak" is to take.
 MINUTES ?= 10
-# Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin, and how many Odoos it runs at a time.
-TREES ?=
+# How many Odoos "test" and "matrix" run at a time.
 JOBS ?= 2
+# Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin.
+TREES ?=
 # Not empty: "bench" takes few samples.
 QUICK ?=
 
@@ -38,8 +39,8 @@ help: ## list these targets
 demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 	@exec $(TOOLS_PYTHON) -m demo $(ARGS)
 
-test: $(TOOLS_STAMP) ## run the tests (ARGS="..." goes to pytest)
-	@exec $(TOOLS_PYTHON) -m pytest $(ARGS)
+test: $(TOOLS_STAMP) ## run the tests, JOBS=2 at a time (ARGS="..." goes to pytest)
+	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
 matrix: $(TOOLS_STAMP) ## the main tests on all Odoo source trees in TREES=/folder, JOBS=2 at a time
 	@exec $(TOOLS_PYTHON) -m tests.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)

@@ -1,21 +1,73 @@
 """What all tests share: the variants of Odoo that they run on, and stacks of it."""
 
 import contextlib
+import os
+import re
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+from tests.stack.builds import use_tree
+from tests.stack.odoo import series_number
 from tests.stack.stack import Stack
 
-#: series and --workers; prefork has the bus in its gevent process
-VARIANTS = {
-    "14.0-threaded": ("14.0", 0),
-    "14.0-prefork": ("14.0", 2),
-    "19.0-threaded": ("19.0", 0),
-    "19.0-prefork": ("19.0", 2),
-}
+#: --workers; prefork has the bus in its gevent process
+MODES = {"threaded": 0, "prefork": 2}
+
+#: series and --workers
+VARIANTS = {"%s-%s" % (series, mode): (series, MODES[mode]) for series in ("14.0", "19.0") for mode in MODES}
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+def pytest_addoption(parser):
+    group = parser.getgroup("odoo")
+    group.addoption(
+        "--odoo",
+        metavar="ODOO",
+        help="run the tests that are marked with 'matrix', and no others, on this Odoo: a series that Debian has, or"
+        " the path of a source tree",
+    )
+    group.addoption("--odoo-python", metavar="PYTHON", help="the interpreter for that source tree")
+    group.addoption("--odoo-mode", choices=list(MODES), help="run it in this mode only")
+
+
+def pytest_configure(config):
+    odoo = config.getoption("--odoo")
+    if not odoo:
+        return
+    try:
+        series = use_tree(odoo, config.getoption("--odoo-python")) if os.sep in odoo else odoo
+    except RuntimeError as error:
+        raise pytest.UsageError("--odoo: %s" % error) from None
+    mode = config.getoption("--odoo-mode")
+    VARIANTS.clear()
+    VARIANTS.update(("%s-%s" % (series, one), (series, MODES[one])) for one in ([mode] if mode else MODES))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--odoo"):
+        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("matrix")])
+        items[:] = [item for item in items if item.get_closest_marker("matrix")]
+
+
+def pytest_generate_tests(metafunc):
+    """Run what uses ``variant`` on all variants, or on those that its marker ``variants`` names."""
+    if "variant" not in metafunc.fixturenames:
+        return
+    # Some name theirs themselves, along with something else.
+    if any("variant" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+        return
+    mark = metafunc.definition.get_closest_marker("variants")
+    options = mark.kwargs if mark else {}
+    names = mark.args if mark and mark.args else VARIANTS
+    since = options.get("since", 0)
+    chosen = [name for name in names if name in VARIANTS and series_number(VARIANTS[name][0]) >= since]
+    # What adds little takes no time of "make test".
+    if not metafunc.config.getoption("--odoo"):
+        chosen = [name for name in chosen if name not in options.get("spare", ())]
+    metafunc.parametrize("variant", chosen, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def variant(request):
     """Series and number of workers, one variant after the other."""
     return VARIANTS[request.param]
@@ -25,7 +77,8 @@ def variant(request):
 def stack(variant):
     """A stack with our addon, shared by the tests of a module: leave it as it was."""
     series, workers = variant
-    with Stack(series, workers) as stack:
+    # Jobs of Odoo's own have troubles of their own.
+    with Stack(series, workers, jobs=False) as stack:
         yield stack
 
 
@@ -35,3 +88,15 @@ def new_stack(variant):
     series, workers = variant
     with contextlib.ExitStack() as stacks:
         yield lambda **arguments: stacks.enter_context(Stack(series, workers, **arguments))
+
+
+class _ByStack(LoadScopeScheduling):
+    """Tests of one module and variant share a stack, so they run in one process."""
+
+    def _split_scope(self, nodeid):
+        module = nodeid.partition("::")[0]
+        return module, *re.findall(r"\d+\.\d+-(?:threaded|prefork)", nodeid)[:1]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _ByStack(config, log)

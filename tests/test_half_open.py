@@ -1,7 +1,7 @@
 """A path that dies without a word: packets vanish, and nobody is told."""
 
 import contextlib
-import socket
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,18 @@ from bus_alt_connection import connection
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.settings import Settings
 from bus_alt_connection.supervisor import Supervisor
-from tests.conftest import VARIANTS
 from tests.proxied import proxied_stack
+from tests.stack.builds import find_build, run_python
 from tests.stack.namespaces import Network, Unavailable
 from tests.stack.postgres import PASSWORD, USER, PostgreSQL
 from tests.stack.proxy import Proxy, black_hole
+from tests.stack.stack import ADDON
 from tests.stack.waiting import wait_until
 
 SILENT = r"ERROR .*can't listen on database postgres: the path to \S+ is silent"
+
+
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
 
 
 class Feed:
@@ -93,11 +97,6 @@ def background(request):
 
 
 # On real Odoo ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["14.0-prefork", "19.0-threaded", "19.0-prefork"])
-def variant(request):
-    return VARIANTS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +186,20 @@ def test_connecting_is_given_up_after_5_s_by_default(_stop):
         assert 4.9 < time.monotonic() - began < 8
 
 
-def test_the_kernel_watches_every_connection():
-    with PostgreSQL() as server:
-        direct, _ = connection.connect(parameters(server))
+@pytest.mark.matrix
+@pytest.mark.variants(spare=["14.0-prefork", "19.0-prefork"])
+def test_the_kernel_watches_every_connection_as_far_as_libpq_can_tell_it(variant):
+    script = """
+        import json
+        import socket
+        import sys
+
+        from psycopg2 import extensions
+
+        sys.path.append(sys.argv[1])
+        from bus_alt_connection import connection
+
+        direct, _ = connection.connect(json.loads(sys.argv[2]))
         sock = socket.socket(fileno=direct.fileno())
         options = [
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
@@ -198,9 +208,12 @@ def test_the_kernel_watches_every_connection():
             sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
             sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
         ]
-        sock.detach()  # it is the connection's
-        direct.close()
-    assert options == [1, 15, 5, 3, 10000]
+        print(json.dumps([extensions.libpq_version(), options]))
+    """
+    with PostgreSQL() as server:
+        # With the psycopg2, and so the libpq, of this very Odoo.
+        libpq, options = run_python(find_build(variant[0]), script, ADDON, json.dumps(parameters(server)))
+    assert options == [1, 15, 5, 3, 10000 if libpq >= 120000 else 0]
 
 
 # With packets that really get lost --------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 
 from bus_alt_connection.listener import _delay
 from tests.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
-from tests.conftest import VARIANTS
 from tests.flow import flowing
 from tests.proxied import proxied_stack
 
@@ -17,16 +16,13 @@ from tests.proxied import proxied_stack
 SOON = 10
 LOST = r"lost the listener of database postgres: "
 
-
-@pytest.fixture(scope="module", params=["19.0-threaded", "14.0-prefork", "19.0-prefork"])
-def variant(request):
-    return VARIANTS[request.param]
+pytestmark = pytest.mark.variants(spare=["14.0-threaded"])
 
 
 @pytest.fixture(scope="module")
 def stack(variant):
     # Without polling: what arrives here was pushed, or caught up with.
-    with proxied_stack(*variant, {"IMDISPATCHER_POLL_INTERVAL": "0"}) as stack:
+    with proxied_stack(*variant, {"IMDISPATCHER_POLL_INTERVAL": "0"}, jobs=False) as stack:
         yield stack
 
 
@@ -54,6 +50,7 @@ def direct_way_closed(stack):
         stack.proxy.forward()
 
 
+@pytest.mark.matrix
 def test_twenty_lost_connections_cost_no_message(stack, client):
     begin = stack.odoo.log_mark()
     pid = stack.wait_for_listen()
@@ -68,6 +65,7 @@ def test_twenty_lost_connections_cost_no_message(stack, client):
     assert "Traceback" not in stack.odoo.log_since(begin)
 
 
+@pytest.mark.matrix
 def test_a_lone_message_sent_in_an_outage_arrives_soon_after_it(stack, client):
     with direct_way_closed(stack):
         stack.send(client.channel, "alone")
@@ -106,6 +104,7 @@ def test_after_a_success_the_first_attempt_is_made_at_once_again(stack, client):
         assert int(attempts) == 1
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("end", ["stop", "crash"])
 def test_a_time_without_postgresql_is_survived(stack, client, end):
     begin = stack.odoo.log_mark()
@@ -139,6 +138,7 @@ def undisturbed(stack, mark, server_mark):
     return not listens and records(stack, mark, bus_pid(stack)) == []
 
 
+@pytest.mark.matrix
 def test_a_restart_of_the_pooler_leaves_the_listener_alone(stack, client):
     mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
     stack.pooler.restart()

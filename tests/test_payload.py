@@ -82,7 +82,7 @@ def _orjson_of_odoo(without_package):
 _READERS = [json.loads]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def readers():
     """What the series read a payload with."""
     _READERS[1:] = [_orjson_of_odoo(without_package).loads for without_package in (False, True)]
@@ -99,6 +99,7 @@ def _dispatch(payload):
     return seen[0]
 
 
+@pytest.mark.usefixtures("readers")
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_payloads)
 @example('["\\ud800"]')
@@ -121,6 +122,7 @@ def test_what_odoo_sends_is_digestible_and_stays_what_it_is(channels):
         assert json.loads(digestible(payload)) == channels
 
 
+@pytest.mark.usefixtures("readers")
 @pytest.mark.parametrize("name", _HOSTILE)
 def test_hostile_payloads_are_refused_or_harmless(name):
     clean = digestible(_HOSTILE[name])
@@ -137,6 +139,7 @@ def _random_payloads(count):
         yield "[%s]" % "".join(generator.choices(pieces, k=generator.randrange(12)))
 
 
+@pytest.mark.matrix
 def test_garbage_does_not_stop_the_bus(stack):
     client = stack.client(["payload"])
     wait_until_confirmed(stack)

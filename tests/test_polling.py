@@ -9,7 +9,6 @@ import pytest
 import requests
 
 from tests.addonlog import bus_pid, records, troubles, wait_for_record
-from tests.conftest import VARIANTS
 from tests.flow import flowing
 from tests.proxied import proxied_stack
 from tests.stack import clients
@@ -26,10 +25,7 @@ BEGINS = (
 )
 TAKEN_OVER = "the listener of database postgres has taken over from polling"
 
-
-@pytest.fixture(scope="module", params=["14.0-prefork", "19.0-prefork", "19.0-threaded"])
-def variant(request):
-    return VARIANTS[request.param]
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork", "19.0-threaded")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
 import re
-import subprocess
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +10,7 @@ import pytest
 import requests
 
 from tests import addonlog, traffic
-from tests.stack.builds import find_build
+from tests.stack.builds import find_build, run_python
 from tests.stack.odoo import Odoo, default_load, series_number
 from tests.stack.stack import ADDON, Stack
 from tests.stack.waiting import wait_until
@@ -64,6 +61,7 @@ def test_without_the_addon_no_notification_arrives(new_stack):
     assert all(one.pooled for one in said)
 
 
+@pytest.mark.matrix
 def test_with_the_addon_all_notifications_arrive_in_order_and_each_once(stack):
     with stack.client() as client:
         _send_all(stack)
@@ -71,6 +69,7 @@ def test_with_the_addon_all_notifications_arrive_in_order_and_each_once(stack):
         assert client.messages == [*MESSAGES, "the last"]
 
 
+@pytest.mark.matrix
 def test_nobody_but_listeners_is_direct_and_each_process_has_one_connection(stack):
     with stack.client(), ThreadPoolExecutor(4) as pool:
         expected = _wait_for_all_listeners(stack)
@@ -84,6 +83,7 @@ def test_nobody_but_listeners_is_direct_and_each_process_has_one_connection(stac
         assert {int(port.result()) for port in ports} <= stack.pooler.server_ports()
 
 
+@pytest.mark.matrix
 def test_odoos_own_notify_takes_the_pooler(stack):
     with stack.client(["own"]) as client:
         mark = stack.server.log_mark()
@@ -94,6 +94,7 @@ def test_odoos_own_notify_takes_the_pooler(stack):
         _receive(stack, client, "hello", channel="own")
 
 
+@pytest.mark.matrix
 def test_the_log_has_one_line_per_start_of_odoo(stack):
     line = "listeners go to %s:%s, all other cursors to %s:%s" % (
         stack.server.host,
@@ -107,6 +108,7 @@ def test_the_log_has_one_line_per_start_of_odoo(stack):
     assert {(one.level, one.message.splitlines()[0].rstrip()) for one in found} == {("INFO", line)}
 
 
+@pytest.mark.matrix
 def test_the_log_tells_who_listens_where(stack):
     with stack.client():
         _wait_for_all_listeners(stack)
@@ -130,6 +132,7 @@ def test_the_log_tells_who_listens_where(stack):
         wait_until(lambda: expected <= told(), 10, "%s in the log" % expected, tail=stack.odoo.log_tail)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("way", WAYS)
 def test_the_listener_of_another_addon_is_direct_and_hears(stack, way):
     if way == "with_tools_sql" and series_number(stack.series) < 17:
@@ -143,6 +146,7 @@ def test_the_listener_of_another_addon_is_direct_and_hears(stack, way):
         assert re.findall("%s received (.*?) *$" % way, stack.odoo.log(), re.MULTILINE) == ["one", "two"]
 
 
+@pytest.mark.matrix
 def test_who_wants_more_of_its_cursor_gets_an_ordinary_one_to_postgresql(stack):
     mark = stack.odoo.log_mark()
     with _other_listener(stack, "wanting_more", "postgres"):
@@ -159,6 +163,26 @@ def test_who_wants_more_of_its_cursor_gets_an_ordinary_one_to_postgresql(stack):
     assert re.search(r"code object wanting_more at .*ways\.py.* wants Feed\.encoding", error.message)
 
 
+@pytest.mark.matrix
+@pytest.mark.variants(spare=["14.0-threaded", "19.0-threaded", "19.0-prefork"])
+def test_scheduled_actions_run_by_the_timer_where_nothing_triggers_them(stack):
+    if series_number(stack.series) >= 15:
+        pytest.skip("from 15.0 on they are triggered, see test_cron")
+
+    def results():
+        return [one for one in traffic.statements(stack) if re.match("UPDATE ir_cron SET nextcall", one.text)]
+
+    # Of a new database some are due at once, and every minute or so it looks for them.
+    wait_until(results, 90, "the results of a scheduled action", 0.5, stack.odoo.log_tail)
+    assert all(one.pooled for one in results())
+
+
+@pytest.mark.matrix
+def test_the_log_complains_of_nothing_but_what_the_tests_did(stack):
+    assert [one.message for one in addonlog.troubles(stack) if "wanting_more" not in one.message] == []
+
+
+@pytest.mark.matrix
 def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     # By the log of all that the tests above have set off.
     said = traffic.statements(stack)
@@ -206,9 +230,10 @@ class _OdooByConf(Odoo):
         return command[:at] + command[at + 2 :]
 
 
-@pytest.mark.parametrize("series", ["14.0", "19.0"])
-def test_only_post_load_patches_and_only_once(series, tmp_path):
-    build = find_build(series)
+@pytest.mark.matrix
+@pytest.mark.variants(spare=["14.0-prefork", "19.0-prefork"])
+def test_only_post_load_patches_and_only_once(variant, tmp_path):
+    build = find_build(variant[0])
     script = """
         import json
         import sys
@@ -231,24 +256,12 @@ def test_only_post_load_patches_and_only_once(series, tmp_path):
         bus = "odoo.addons.bus" in sys.modules
         print(json.dumps({"cursors": [seen.index(one) for one in seen], "bus": bus}))
     """
-    found = _run_in_odoos_python(
+    found = run_python(
         build, script, ",".join(map(str, [*build.addons_paths, ADDON])), tmp_path, IMDISPATCHER_DB_HOST="db-01"
     )
     # Before, after the import, after each of three times that it was loaded.
     assert found["cursors"] == [0, 0, 2, 2, 2]
     assert not found["bus"]
-
-
-def _run_in_odoos_python(build, script, *arguments, **variables):
-    """Run a script with the interpreter and the packages of ``build``; return the JSON that it prints."""
-    done = subprocess.run(
-        [build.command[0], "-c", textwrap.dedent(script), *map(str, arguments)],
-        env={**os.environ, **build.env, **variables},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=60,
-    )
-    return json.loads(done.stdout)
 
 
 def _starts(stack):

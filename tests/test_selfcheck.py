@@ -21,10 +21,7 @@ INTERVAL = 2
 SOON = 15
 ENVIRONMENT = {"IMDISPATCHER_CHECK_INTERVAL": str(INTERVAL), "IMDISPATCHER_POLL_INTERVAL": "1"}
 
-
-@pytest.fixture(scope="module", params=["14.0-prefork", "19.0-threaded"])
-def variant(request):
-    return VARIANTS[request.param]
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ The first call for a series takes a minute or two; what it makes is kept in ``.s
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 from .archive import CACHE, locked
@@ -37,6 +39,9 @@ DEBIAN = {
     "14.0": ("bullseye", ("odoo-14", "libjs-jquery", "libjs-jquery-ui", "libjs-underscore")),
     "19.0": ("sid", ("odoo-19", "libjs-jquery", "libjs-jquery-form", "libjs-underscore")),
 }
+
+#: Source trees to take in place of Debian's packages: (folder, interpreter or None) by series, see :func:`use_tree`.
+TREES = {}
 
 # Two thirds of a package are translations.
 _NOT_UNPACKED = ("*/i18n/*", "*/i18n_extra/*")
@@ -64,6 +69,8 @@ class Build:
     psycopg2: str
     #: what websocket clients must say they are, None where the bus has no websocket
     websocket_version: str
+    #: whether the bus wants to be called when Odoo ends, as it does since late 15.0
+    with_stop_hook: bool
     #: short name for caches of what this very build, with these very Python packages, has made
     key: str
 
@@ -72,10 +79,12 @@ def find_build(series=None, tree=None, python=None):
     """Return a :class:`Build` that can be run, downloading and installing into ``.stack/`` what is missing.
 
     :param series: such as "19.0"; may be left out with ``tree``
-    :param tree: folder of an Odoo source tree; default: the package in Debian
+    :param tree: folder of an Odoo source tree; default: the one of :func:`use_tree`, or the package in Debian
     :param python: path, command or version of the interpreter; default: one that suits the series
     :raise RuntimeError: it can not be had; the message says why, and what to do
     """
+    if tree is None and series in TREES:
+        tree, python = TREES[series]
     if tree is not None:
         return _build_from_tree(Path(tree).resolve(), series, python)
     if series not in DEBIAN:
@@ -83,6 +92,49 @@ def find_build(series=None, tree=None, python=None):
             "Debian has no Odoo %s (but %s): name a source tree of it" % (series, " and ".join(sorted(DEBIAN)))
         )
     return _build_from_debian(series, python)
+
+
+def use_tree(tree, python=None):
+    """Have :func:`find_build` take this source tree for its series from now on; return the series.
+
+    :raise RuntimeError: it is none, or none of a known series
+    """
+    series, _version = tree_release(tree)
+    TREES[series] = Path(tree), python
+    return series
+
+
+def tree_release(tree):
+    """Return series and version of a source tree, such as "15.0" and "15.0-20221019"; both are the same in a clone.
+
+    :raise RuntimeError: it is none, or none of a known series
+    """
+    tree = Path(tree)
+    release = tree / "odoo" / "release.py"
+    if not (tree / "odoo-bin").exists() or not release.exists():
+        raise RuntimeError("%s is no source tree of Odoo: it has no odoo-bin or no odoo/release.py" % tree)
+    found = runpy.run_path(str(release))
+    series = found.get("series")
+    if series not in PYTHONS:
+        raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (tree, series, ", ".join(PYTHONS)))
+    return series, found.get("version", series)
+
+
+def run_python(build, script, *arguments, **variables):
+    """Run a script with the interpreter and the packages of ``build``; return what it prints, which has to be JSON.
+
+    :param arguments: of the script
+    :param variables: environment variables
+    :raise CommandError: it failed
+    """
+    printed = run(
+        [build.command[0], "-c", textwrap.dedent(script), *arguments],
+        # In a source tree the packages are beside odoo-bin.
+        cwd=build.root,
+        env={**os.environ, **build.env, **variables},
+        timeout=60,
+    )
+    return json.loads(printed)
 
 
 def _build_from_debian(series, python):
@@ -106,10 +158,7 @@ def _build_from_debian(series, python):
 
 
 def _build_from_tree(tree, series, python):
-    script = tree / "odoo-bin"
-    if not script.exists():
-        raise RuntimeError("%s is no source tree of Odoo: there is no odoo-bin in it" % tree)
-    found = runpy.run_path(str(tree / "odoo" / "release.py"))["series"]
+    found, _version = tree_release(tree)
     if series is not None and series != found:
         raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found, series))
     # A release archive has all addons where a clone has only "base", and Odoo finds them there.
@@ -118,7 +167,7 @@ def _build_from_tree(tree, series, python):
         found,
         python,
         root=tree,
-        script=script,
+        script=tree / "odoo-bin",
         env={},
         addons_paths=[addons] if addons.exists() else [],
         bus=(addons if addons.exists() else tree / "odoo" / "addons") / "bus",
@@ -127,8 +176,6 @@ def _build_from_tree(tree, series, python):
 
 
 def _build(series, python, root, script, env, addons_paths, bus, description):
-    if series not in PYTHONS:
-        raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
     with locked("venv-" + series):
         environment = find_environment(series, PYTHONS[series], python)
     identity = [str(root), description, _commit(root), environment.python_version]
@@ -142,6 +189,7 @@ def _build(series, python, root, script, env, addons_paths, bus, description):
         python=environment.python_version,
         psycopg2=environment.psycopg2_version,
         websocket_version=_websocket_version(bus),
+        with_stop_hook="on_stop(" in (bus / "models" / "bus.py").read_text(encoding="utf-8"),
         key="%s-%s" % (series, _digest(*identity, (REQUIREMENTS / (series + ".txt")).read_text())),
     )
 

@@ -36,12 +36,13 @@ class Odoo(Process):
     :param load: value for ``--load``; default: that of the series, and ``bus_alt_connection`` if there is an addon
     :param environment: environment variables in addition to those of the caller, of which those that would change
         anything (``PG*``, ``ODOO_*``, ``IMDISPATCHER_*``, ``PYTHON*``) are left out
-    :param conf: additions to the section ``[options]`` of ``odoo.conf``, by name; None takes a name out of it
+    :param conf: additions to the section ``[options]`` of ``odoo.conf``, by name; None takes a name out of it; a
+        dictionary is a section of its own
     :param options: further arguments of the command line
     :param filestore: tar file with the data folder to start from
 
-    Up to 15.0 a waiting long poll holds up the :meth:`stop` of a threaded server on Python 3.8 and later, for 50 s at
-    most: Odoo makes a daemon of the thread when it is too late. Hence the deadline, after which it is killed.
+    Up to early 15.0 a waiting long poll holds up the :meth:`stop` of a threaded server on Python 3.8 and later, for
+    50 s at most: Odoo makes a daemon of the thread when it is too late. Hence the deadline, after which it is killed.
 
     Changes of the attributes ``variables`` (the environment), ``conf`` and ``options`` count from the next
     :meth:`start` on.
@@ -156,8 +157,12 @@ class Odoo(Process):
             **self.conf,
         }
         path = self.folder / "odoo.conf"
-        lines = ["%s = %s\n" % item for item in conf.items() if item[1] is not None]
-        path.write_text("[options]\n" + "".join(lines))
+        sections = {name: conf.pop(name) for name in list(conf) if isinstance(conf[name], dict)}
+        lines = []
+        for name, section in {"options": conf, **sections}.items():
+            lines.append("[%s]\n" % name)
+            lines += ["%s = %s\n" % item for item in section.items() if item[1] is not None]
+        path.write_text("".join(lines))
         path.chmod(0o600)
 
 

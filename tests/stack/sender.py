@@ -13,6 +13,7 @@ MESSAGE_TYPE = "bus_alt_connection"
 class Sent(NamedTuple):
     id: int  # of the row in bus_bus
     at: float  # time.monotonic() right before the NOTIFY
+    committed: float  # and right after its COMMIT
 
 
 class BusSender:
@@ -39,7 +40,7 @@ class BusSender:
         row_id = self.insert(channel, message)
         at = time.monotonic()
         self.notify(_json([self.channel(channel)]))
-        return Sent(row_id, at)
+        return Sent(row_id, at, time.monotonic())
 
     def insert(self, channel, message):
         """Insert a message without telling anyone; return the id of its row in ``bus_bus``."""

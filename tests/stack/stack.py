@@ -28,6 +28,7 @@ class Stack:
     :param pooler: False: Odoo connects to PostgreSQL itself
     :param direct: whether to tell the addon, by environment variables, how to reach PostgreSQL directly
     :param modules: what is installed in the database, separated by commas
+    :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
     :param tree: source tree of Odoo; default: the package of the distribution
     :param python: interpreter for that tree
     :param build: what to run, a :class:`~.builds.Build`; default: what ``series``, ``tree`` and ``python`` lead to
@@ -61,6 +62,7 @@ class Stack:
         server_options=None,
         pooler_options=None,
         build=None,
+        jobs=True,
     ):
         self.build = build or find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
         self.series = self.build.series
@@ -71,6 +73,7 @@ class Stack:
         self._with_pooler = pooler
         self._direct = direct
         self._modules = modules
+        self._jobs = jobs
         self._environment = environment
         self._odoo_options = {"load": load, "conf": conf, "options": options}
         self._server_options = server_options or {}
@@ -82,6 +85,9 @@ class Stack:
         with contextlib.ExitStack() as exits:
             archives = odoo_database(self.build, self._modules)
             self.server = exits.enter_context(PostgreSQL(archive=archives["cluster"], **self._server_options))
+            if not self._jobs:
+                later = "UPDATE ir_cron SET nextcall = now() + interval '1 year'"
+                self.server.execute(later, dbname=self.database)
             if self._with_pooler:
                 self.pooler = exits.enter_context(PgBouncer(self.server, **self._pooler_options))
             self.odoo = exits.enter_context(

@@ -32,7 +32,7 @@ class OtherListeners(http.Controller):
     @http.route("/other_listeners/send", type="http", auth="none")
     def send(self, channel, message):
         """Send on the bus, the way that any code of Odoo's does."""
-        bus = request.env["bus.bus"].with_user(SUPERUSER_ID)
+        bus = request.env(user=SUPERUSER_ID)["bus.bus"]
         if hasattr(bus, "_sendone"):
             bus._sendone(channel, "other_listeners", message)
         else:  # up to 14.0

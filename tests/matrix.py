@@ -1,0 +1,306 @@
+"""All series: the tests marked with ``matrix`` on each source tree of Odoo in a folder, and on Debian's Odoos.
+
+    python -m tests.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
+
+Each Odoo is run threaded and prefork, some of these side by side. What pytest prints is kept in ``.stack/matrix/``.
+A run of all series in which nothing failed is written to ``docs/matrix.rst``, and into ``README.rst``.
+"""
+
+import argparse
+import contextlib
+import datetime
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from tabulate import tabulate
+
+from tests.conftest import MODES
+from tests.stack import guard
+from tests.stack.archive import CACHE
+from tests.stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_release
+from tests.stack.commands import run, say
+from tests.stack.odoo import series_number
+from tests.stack.system import pgbouncer_bin, postgres_bin
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = CACHE / "matrix"
+DOCUMENT = ROOT / "docs" / "matrix.rst"
+README = ROOT / "README.rst"
+#: lines of README.rst, the table is between them
+BEGIN, END = ".. written by make matrix, from here", ".. to here"
+
+# Besides the one that suits a series best: 12.0 was made for Python 3.5, and 3.6 is the oldest that there still is.
+ALSO_ON = {"12.0": "3.6"}
+# Seconds for one Odoo in one mode, the database that is made for it included.
+DEADLINE = 3600
+
+
+class Refused(Exception):
+    """What was asked for is no good; the message is one line."""
+
+
+class Row(NamedTuple):
+    """One Odoo."""
+
+    name: str  # for files and people
+    build: Build
+    version: str
+    options: list  # of pytest, to run on this one
+
+
+class Result(NamedTuple):
+    """What came of one Odoo in one mode."""
+
+    passed: int
+    failed: list  # names of tests, or why there is no result
+    seconds: float
+
+    def __str__(self):
+        return ("%d failed, " % len(self.failed) if self.failed else "") + "%d passed" % self.passed
+
+
+def find_rows(trees):
+    """Return a :class:`Row` for each Odoo, the oldest first; what it needs in order to be run is installed.
+
+    :param trees: folder with source trees, or None
+    :raise Refused: one of them can not be run
+    """
+    # All are looked at before anything is installed.
+    wanted = [("debian-" + series, {"series": series}) for series in DEBIAN]
+    for tree in _find_trees(trees) if trees else []:
+        wanted.append((tree.name, {"tree": tree}))
+        also = ALSO_ON.get(tree_release(tree)[0])
+        if also:
+            wanted.append(("%s-python%s" % (tree.name, also), {"tree": tree, "python": also}))
+    rows = []
+    for name, place in wanted:
+        try:
+            build = find_build(**place)
+        except RuntimeError as error:
+            if "python" not in place:
+                raise Refused("%s: %s" % (name, error)) from error
+            say("left out %s, there is no such Python: %s" % (name, str(error).splitlines()[0]))
+            continue
+        options = ["--odoo=%s" % place.get("tree", build.series)]
+        if "python" in place:
+            options.append("--odoo-python=%s" % place["python"])
+        version = _tree_version(place["tree"]) if "tree" in place else "Debian " + build.description.split()[-1]
+        rows.append(Row(name, build, version, options))
+    return sorted(rows, key=lambda row: (series_number(row.build.series), row.version, row.name))
+
+
+def _find_trees(folder):
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise Refused("TREES=%s: no such folder" % folder)
+    trees = sorted(path.parent.absolute() for path in folder.glob("*/odoo-bin"))
+    if not trees:
+        raise Refused("TREES=%s: no source tree of Odoo in it, that is no %s/*/odoo-bin" % (folder, folder))
+    for tree in trees:
+        try:
+            tree_release(tree)
+        except RuntimeError as error:
+            raise Refused("TREES=%s: %s" % (folder, error)) from error
+        for addons in tree / "addons", tree / "odoo" / "addons":
+            if (addons / "bus_alt_connection").exists():
+                raise Refused(
+                    "TREES=%s: %s has a bus_alt_connection, which Odoo would load in place of ours: take it out"
+                    % (folder, addons)
+                )
+    return trees
+
+
+def _tree_version(tree):
+    """Return the version with the date that archives of Odoo have, or what their owner calls the folder."""
+    series, version = tree_release(tree)
+    if version == series:
+        with contextlib.suppress(FileNotFoundError):
+            version = re.search(r"^Version: (\S+)", (tree / "PKG-INFO").read_text(), re.MULTILINE)[1]
+    return tree.name if version == series else version
+
+
+class Runner:
+    """Runs pytest for rows and modes, until it is told to :meth:`stop`."""
+
+    def __init__(self, arguments):
+        self._arguments = arguments
+        self._lock = threading.Lock()
+        self._running = set()
+        self._stopped = False
+
+    def run(self, row, mode):
+        """Return the :class:`Result`."""
+        report = FOLDER / ("%s-%s.xml" % (row.name, mode))
+        with contextlib.suppress(FileNotFoundError):
+            report.unlink()
+        # The results of many at a time are not what --last-failed is to know.
+        options = [*row.options, "--odoo-mode=" + mode, "-p", "no:cacheprovider", "--junitxml=%s" % report]
+        began = time.monotonic()
+        code = self._call([sys.executable, "-m", "pytest", "tests", *options, *self._arguments], log_of(row, mode))
+        return _read_result(report, code, time.monotonic() - began)
+
+    def _call(self, command, log):
+        with open(log, "w") as output:
+            with self._lock:
+                if self._stopped:
+                    return None
+                # In a session of its own: Ctrl-C reaches us alone, and stop() passes it on once.
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                guard.watch(process.pid)
+                self._running.add(process)
+            try:
+                return process.wait(DEADLINE)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its own guard ends its servers
+                process.wait()
+                return "none after %d s" % DEADLINE
+            finally:
+                guard.forget(process.pid)
+                with self._lock:
+                    self._running.discard(process)
+
+    def stop(self):
+        """Have those that run end as Ctrl-C does, and start no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
+
+
+def log_of(row, mode):
+    return FOLDER / ("%s-%s.log" % (row.name, mode))
+
+
+def _read_result(report, code, seconds):
+    try:
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    except (FileNotFoundError, ElementTree.ParseError):
+        return Result(0, ["no result of pytest, exit code: %s" % code], seconds)
+    failed = {_name(case) for case in cases if {"failure", "error"} & {child.tag for child in case}}
+    skipped = {_name(case) for case in cases if case.find("skipped") is not None}
+    passed = {_name(case) for case in cases} - failed - skipped
+    if not failed and (code != 0 or not passed):
+        failed = {"%d passed, exit code of pytest: %s" % (len(passed), code)}
+    return Result(len(passed), sorted(failed), seconds)
+
+
+def _name(case):
+    return "%s::%s" % (case.get("classname"), case.get("name"))
+
+
+def run_all(rows, jobs, arguments):
+    """Run all rows in all modes, ``jobs`` at a time; return the results by row name and mode."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    runner = Runner(arguments)
+    results = {}
+    # Mode by mode: the first makes the database that the second uses as well.
+    cells = [(row, mode) for mode in MODES for row in rows]
+    with ThreadPoolExecutor(jobs) as executor:
+        try:
+            futures = {executor.submit(runner.run, row, mode): (row, mode) for row, mode in cells}
+            for count, future in enumerate(as_completed(futures), 1):
+                row, mode = futures[future]
+                result = results[row.name, mode] = future.result()
+                print(
+                    "[%d/%d] %s %s (Odoo %s, Python %s): %s in %d s"
+                    % (count, len(cells), row.name, mode, row.build.series, row.build.python, result, result.seconds),
+                    flush=True,
+                )
+                if result.failed:
+                    lines = [*result.failed, "see %s" % log_of(row, mode)]
+                    print("\n".join("    " + line for line in lines), flush=True)
+        except BaseException:
+            runner.stop()
+            raise
+    return results
+
+
+def describe(rows, results):
+    """Return the results as text, in RST."""
+    table = [
+        {
+            "series": row.build.series,
+            "build": row.version,
+            "Python": row.build.python,
+            "psycopg2 (libpq)": "%s (%s)" % (row.build.psycopg2, _libpq(row.build)),
+            **{mode: str(results[row.name, mode]) for mode in MODES},
+            "seconds": round(sum(results[row.name, mode].seconds for mode in MODES)),
+        }
+        for row in rows
+    ]
+    return "Run on %s with PostgreSQL %s and PgBouncer %s:\n\n%s\n" % (
+        datetime.date.today(),
+        _version([postgres_bin() / "postgres", "-V"]),
+        _version([pgbouncer_bin(), "-V"]),
+        tabulate(table, headers="keys", tablefmt="rst", disable_numparse=True),
+    )
+
+
+def _libpq(build):
+    number = run_python(build, "from psycopg2 import extensions; print(extensions.libpq_version())")
+    return "%d.%d" % (number // 10000, number % 10000)
+
+
+def _version(command):
+    return re.search(r"\d+(\.\d+)+", run(command))[0]
+
+
+def write(text):
+    """Put the text where people read it; return the names of the files."""
+    DOCUMENT.write_text(text)
+    readme = README.read_text()
+    begin, end = readme.find(BEGIN + "\n"), readme.find("\n" + END + "\n")
+    if not 0 <= begin < end:
+        return [DOCUMENT.name]
+    README.write_text(readme[: begin + len(BEGIN)] + "\n\n" + text + readme[end:])
+    return [DOCUMENT.name, README.name]
+
+
+def main():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trees", help="folder with source trees of Odoo; default: none, only Debian's 14.0 and 19.0")
+    parser.add_argument("--jobs", default="2", help="how many run side by side; default: 2")
+    options, arguments = parser.parse_known_args()
+    try:
+        if not re.fullmatch("[1-9][0-9]*", options.jobs):
+            raise Refused("JOBS=%s: not a number of 1 or more" % options.jobs)
+        rows = find_rows(options.trees)
+        if not options.trees:
+            say("only Debian's %s: name a folder with source trees for more, TREES=/folder" % " and ".join(DEBIAN))
+        results = run_all(rows, int(options.jobs), arguments)
+    except Refused as error:
+        print("make matrix: %s" % error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    text = describe(rows, results)
+    print("\n" + text)
+    well = not any(result.failed for result in results.values())
+    missing = sorted(set(PYTHONS) - {row.build.series for row in rows})
+    if arguments or missing or not well:
+        why = "arguments for pytest" if arguments else "no %s" % ", ".join(missing) if missing else "failures"
+        print("docs/%s is left as it was: %s." % (DOCUMENT.name, why))
+    else:
+        print("Written to %s." % " and ".join(write(text)))
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The matrix names what it can not run, and fails if anything did, or if nothing ran."""
+
+import pytest
+
+from tests import matrix
+
+
+def tree(folder, series="15.0", version=None):
+    """Make what looks like a source tree of Odoo; return it."""
+    (folder / "odoo").mkdir(parents=True)
+    (folder / "odoo-bin").touch()
+    (folder / "odoo" / "release.py").write_text("series = %r\nversion = %r\n" % (series, version or series))
+    return folder
+
+
+def no_folder(folder):
+    return folder / "none"
+
+
+def no_trees(folder):
+    return folder
+
+
+def a_tree_itself(folder):
+    return tree(folder)
+
+
+def no_release(folder):
+    (tree(folder / "broken") / "odoo" / "release.py").unlink()
+    return folder
+
+
+def a_series_of_the_past(folder):
+    tree(folder / "old", "11.0")
+    return folder
+
+
+def an_addon_of_the_same_name(folder):
+    (tree(folder / "with_oca") / "addons" / "bus_alt_connection").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (no_folder, "no such folder$"),
+        (no_trees, r"no source tree of Odoo in it, that is no .*/\*/odoo-bin$"),
+        (a_tree_itself, r"no source tree of Odoo in it, that is no .*/\*/odoo-bin$"),
+        (no_release, r"/broken is no source tree of Odoo: it has no odoo-bin or no odoo/release\.py$"),
+        (a_series_of_the_past, "/old has Odoo 11.0, which is unknown; known are 12.0, .*, 19.0$"),
+        (an_addon_of_the_same_name, "/with_oca/addons has a bus_alt_connection, .*: take it out$"),
+    ],
+)
+def test_what_is_no_good_is_named_in_one_line(tmp_path, make, why):
+    folder = make(tmp_path)
+    with pytest.raises(matrix.Refused, match="(?s)^TREES=%s: [^\n]*%s" % (folder, why)):
+        matrix.find_rows(folder)
+
+
+def test_the_build_is_what_the_tree_tells_or_the_name_of_its_folder(tmp_path):
+    assert matrix._tree_version(tree(tmp_path / "one", "15.0", "15.0-20221019")) == "15.0-20221019"
+    two = tree(tmp_path / "two")
+    assert matrix._tree_version(two) == "two"
+    (two / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: odoo\nVersion: 15.0.post20221019\n")
+    assert matrix._tree_version(two) == "15.0.post20221019"
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "passed", "failed"),
+    [
+        ('<testcase classname="a" name="b"/><testcase classname="a" name="c"><skipped/></testcase>', 0, 1, []),
+        ('<testcase classname="a" name="b"/><testcase classname="a" name="c"><failure/></testcase>', 1, 1, ["a::c"]),
+        ('<testcase classname="a" name="b"/><testcase classname="a" name="b"><error/></testcase>', 1, 0, ["a::b"]),
+        ('<testcase classname="a" name="b"/>', 3, 1, ["1 passed, exit code of pytest: 3"]),
+        ('<testcase classname="a" name="b"><skipped/></testcase>', 0, 0, ["0 passed, exit code of pytest: 0"]),
+        ("", 5, 0, ["0 passed, exit code of pytest: 5"]),
+        (None, 4, 0, ["no result of pytest, exit code: 4"]),
+    ],
+)
+def test_only_what_ran_and_did_not_fail_counts(tmp_path, report, code, passed, failed):
+    path = tmp_path / "report.xml"
+    if report is not None:
+        path.write_text("<testsuites><testsuite>%s</testsuite></testsuites>" % report)
+    assert matrix._read_result(path, code, 1.0) == (passed, failed, 1.0)
+
+
+def test_the_table_of_the_readme_is_replaced_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "DOCUMENT", tmp_path / "matrix.rst")
+    monkeypatch.setattr(matrix, "README", tmp_path / "README.rst")
+    matrix.README.write_text("before\n\n%s\n\nold\n\n%s\n\nafter\n" % (matrix.BEGIN, matrix.END))
+    for text in ("new\n", "newer\n"):
+        assert matrix.write(text) == ["matrix.rst", "README.rst"]
+        assert matrix.DOCUMENT.read_text() == text
+        assert matrix.README.read_text() == "before\n\n%s\n\n%s\n%s\n\nafter\n" % (matrix.BEGIN, text, matrix.END)
+    matrix.README.write_text("no place for it\n")
+    assert matrix.write("newest\n") == ["matrix.rst"]
+    assert matrix.README.read_text() == "no place for it\n"

@@ -1,0 +1,199 @@
+"""Other well-known server-wide addons that touch the same places, loaded before ours or after it: all of them work.
+
+``queue_job`` listens by itself and changes how Odoo's servers start and stop, ``session_db`` opens cursors by the
+address of another database, and ``sentry`` wraps requests, threads and log.
+"""
+
+import gzip
+import http.server
+import json
+import re
+import threading
+
+import pytest
+
+from tests import addonlog, traffic
+from tests.stack.database import LOGIN
+from tests.stack.database import PASSWORD as LOGIN_PASSWORD
+from tests.stack.odoo import default_load, http_session, series_number
+from tests.stack.others import with_others
+from tests.stack.postgres import PASSWORD, USER
+from tests.stack.stack import Stack
+from tests.stack.waiting import wait_until
+
+#: That of 14.0 wants a Werkzeug that has sessions of its own, which the Odoo of Debian does without.
+OTHERS = {"14.0": ("queue_job", "sentry"), "19.0": ("queue_job", "session_db", "sentry")}
+SESSIONS = "sessions"
+_TROUBLE = re.compile(r"^.* (?:ERROR|CRITICAL) .*|^.*Traceback.*", re.MULTILINE)
+
+pytestmark = pytest.mark.variants("19.0-prefork", "14.0-threaded")
+
+
+@pytest.fixture(scope="module")
+def sentry():
+    """What sentry gets to know: a list of texts, one for each request, and its address as ``url``."""
+    with _Sentry(("127.0.0.1", 0), _SentryHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module", params=["ours first", "ours last"])
+def stack(request, variant, sentry):
+    series, workers = variant
+    addons = [*OTHERS[series], "bus_alt_connection"]
+    if request.param == "ours first":
+        addons.reverse()
+    stack = Stack(
+        series,
+        workers,
+        modules="bus,queue_job",
+        load=",".join([default_load(series), *addons]),
+        environment=_environment,
+        conf=_sentry_conf(series, sentry),
+    )
+    stack.build = with_others(stack.build, "together")
+    with stack:
+        yield stack
+
+
+def test_a_notification_arrives(stack):
+    client = stack.client()
+    addonlog.wait_until_confirmed(stack)
+    stack.send("tests", "hello")
+    client.wait_for("hello")
+    assert _troubles(stack) == []
+
+
+def test_a_job_is_run(stack):
+    with http_session() as session:
+        _log_in(stack, session)
+        stack.odoo.wait_for_log("queue job runner ready for db", deadline=60)
+        # One for which the runner has to be notified: it waits for a minute.
+        answer = session.get(stack.odoo.http_url + "/queue_job/create_test_job", timeout=60)
+    answer.raise_for_status()
+    wait_until(lambda: _jobs(stack) == ["done"], 30, "the job to be done", tail=stack.odoo.log_tail)
+    assert _troubles(stack) == []
+
+
+@pytest.mark.variants("19.0-prefork")
+def test_sessions_are_kept_in_a_database_that_the_bus_leaves_alone(stack):
+    with http_session() as session:
+        _log_in(stack, session)
+        sid = session.cookies["session_id"]
+        rows = stack.server.execute("SELECT payload FROM http_sessions WHERE sid = %s", (sid,), SESSIONS)
+        assert [json.loads(row.payload)["login"] for row in rows] == [LOGIN]
+        # As told by the row, not by the memory of some process.
+        stack.server.execute("DELETE FROM http_sessions WHERE sid = %s", (sid,), SESSIONS)
+        assert not _user(stack, session)
+    # It may be on any server: what has its name where Odoo's own databases are is no business of the bus.
+    stack.client()
+    addonlog.wait_until_confirmed(stack)
+    said = [one.text for one in traffic.statements(stack) if one.database == SESSIONS]
+    assert any("http_sessions" in text for text in said)
+    assert not any("bus_bus" in text for text in said)
+    assert _troubles(stack) == []
+
+
+def test_only_listeners_go_past_the_pooler(stack):
+    stack.client()
+    addonlog.wait_until_confirmed(stack)
+    said = traffic.statements(stack)
+    # That of queue_job, which is told so, is one of them.
+    listeners = {one.backend for one in said if one.listens}
+    assert listeners
+    assert {one.backend for one in said if not one.pooled} == listeners
+
+
+def test_sentry_hears_of_a_lost_listener_and_of_no_password(stack, sentry):
+    client = stack.client()
+    addonlog.wait_until_confirmed(stack)
+    mark = stack.odoo.log_mark()
+    heard = len(sentry.texts)
+    stack.server.execute("SELECT pg_terminate_backend(%s)", (stack.wait_for_listen(),))
+    wait_until(lambda: "lost the listener" in "".join(sentry.texts[heard:]), 20, "sentry to hear of it")
+    addonlog.wait_until_confirmed(stack, mark)
+    stack.send("tests", "after")
+    client.wait_for("after")
+    assert _troubles(stack) == []
+    assert not [text for text in sentry.texts if PASSWORD in text]
+
+
+@pytest.mark.variants("19.0-prefork")
+def test_odoo_ends_and_starts_again(stack):
+    assert stack.odoo.stop(deadline=60) == 0
+    assert _troubles(stack) == []
+    mark = stack.odoo.log_mark()
+    stack.odoo.start()
+    client = stack.client()
+    addonlog.wait_until_confirmed(stack, mark)
+    stack.send("tests", "again")
+    client.wait_for("again")
+    assert _troubles(stack) == []
+
+
+def _environment(stack):
+    stack.server.execute("CREATE DATABASE %s OWNER %s" % (SESSIONS, USER))
+    return {
+        "IMDISPATCHER_DB_HOST": stack.server.host,
+        "IMDISPATCHER_DB_PORT": str(stack.server.port),
+        # Its runner says LISTEN on a connection that it makes without Odoo.
+        "ODOO_QUEUE_JOB_JOBRUNNER_DB_HOST": stack.server.host,
+        "ODOO_QUEUE_JOB_JOBRUNNER_DB_PORT": str(stack.server.port),
+        "SESSION_DB_URI": "postgresql://%s:%s@%s:%s/%s"
+        % (USER, PASSWORD, stack.pooler.host, stack.pooler.port, SESSIONS),
+        # The runner and sentry send HTTP requests to this machine.
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def _sentry_conf(series, sentry):
+    options = {"sentry_enabled": True, "sentry_dsn": sentry.url}
+    # From 19.0 on Odoo warns of options that it does not know.
+    return {"sentry": options} if series_number(series) >= 19 else options
+
+
+def _log_in(stack, session):
+    params = {"db": stack.database, "login": LOGIN, "password": LOGIN_PASSWORD}
+    answer = session.post(stack.odoo.http_url + "/web/session/authenticate", json={"params": params}, timeout=60)
+    answer.raise_for_status()
+    assert _user(stack, session)
+
+
+def _user(stack, session):
+    """Return the id of the user who is logged in, None if nobody is."""
+    answer = session.post(stack.odoo.http_url + "/web/session/get_session_info", json={"params": {}}, timeout=60)
+    return (answer.json().get("result") or {}).get("uid")
+
+
+def _jobs(stack):
+    return [row.state for row in stack.server.execute("SELECT state FROM queue_job", dbname=stack.database)]
+
+
+def _troubles(stack):
+    return _TROUBLE.findall(stack.odoo.log())
+
+
+class _Sentry(http.server.ThreadingHTTPServer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.texts = []
+        self.url = "http://key@%s:%d/1" % self.server_address
+
+
+class _SentryHandler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Content-Encoding"] == "gzip":
+            body = gzip.decompress(body)
+        self.server.texts.append(body.decode("utf-8", "replace"))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_arguments):
+        """Nothing: the test tells."""
