@@ -20,6 +20,8 @@ import sys
 import time
 from typing import NamedTuple
 
+from tabulate import tabulate
+
 from .stack.archive import CACHE
 from .stack.builds import find_build
 from .stack.commands import say
@@ -132,17 +134,14 @@ def report(runs):
 
     :param runs: :class:`SetUp` -> :class:`Run`; the first one is what the others are compared with
     """
-    widths = [len(DIRECT.name), *(7 for _ in _OUTCOMES), 7, 9]
-    head = ("Odoo's tests on", *_OUTCOMES, "differ", "seconds")
     reference = next(iter(runs.values())).outcomes
     rows = []
     for setup, one in runs.items():
         counts = collections.Counter(one.outcomes.values())
         differ = "" if one.outcomes is reference else len(differences(reference, one.outcomes))
         rows.append((setup.name, *(counts[outcome] for outcome in _OUTCOMES), differ, "%.0f" % one.seconds))
-    rule = "  ".join("=" * width for width in widths)
-    text = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)]
-    lines = [rule, text[0], rule, *text[1:], rule]
+    head = ("Odoo's tests on", *_OUTCOMES, "differ", "seconds")
+    lines = tabulate(rows, headers=head, tablefmt="rst").splitlines()
     for setup, one in runs.items():
         names = differences(reference, one.outcomes)
         if names:
