@@ -78,7 +78,7 @@ lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 		--manifest_required_authors='bus_alt_connection contributors' bus_alt_connection
 
 lint-texts: $(TOOLS_STAMP)
-	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 *.rst docs bus_alt_connection
+	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 *.rst docs benchmarks/README.rst bus_alt_connection
 	$(TOOLS_PYTHON) docs/readme.py --check
 
 readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its folder readme/
