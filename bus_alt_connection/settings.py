@@ -325,6 +325,15 @@ def _check_places(settings, named, own_host):
                 " and password in an option each" % (name, _shown(value))
             )
             del named["host"]
+    if "host" in named and "hostaddr" in named:
+        name, value = named["hostaddr"]
+        addresses, hosts = (len(named[k][1].split(",")) for k in ("hostaddr", "host"))
+        if addresses != hosts:
+            settings.errors.append(
+                "%s=%s has %d address(es) for %d host(s) and is left out. Set one for"
+                " each host" % (name, _shown(value), addresses, hosts)
+            )
+            del named["hostaddr"]
     if "port" not in named:
         return
     name, value = named["port"]

@@ -258,6 +258,13 @@ def test_more_ports_than_hosts_leave_the_hosts():
     assert found.connection == {"host": "a,b"}
 
 
+def test_an_address_is_needed_for_each_host():
+    found = read({HOST: "a,b", "IMDISPATCHER_DB_HOSTADDR": "127.0.0.1"})
+    (error,) = found.errors
+    assert error.startswith("IMDISPATCHER_DB_HOSTADDR=127.0.0.1 has 1 address(es) for 2 host(s)")
+    assert found.connection == {"host": "a,b"}
+
+
 def test_values_that_do_not_go_together_are_left_out():
     versions = {
         "IMDISPATCHER_DB_SSL_MIN_PROTOCOL_VERSION": "TLSv1.3",
