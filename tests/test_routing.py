@@ -64,9 +64,10 @@ def test_without_the_addon_no_notification_arrives(new_stack):
 @pytest.mark.matrix
 def test_with_the_addon_all_notifications_arrive_in_order_and_each_once(stack):
     with stack.client() as client:
+        _warm_up(stack, client)
         _send_all(stack)
         _receive(stack, client, "the last")
-        assert client.messages == [*MESSAGES, "the last"]
+        assert client.messages == ["the first", *MESSAGES, "the last"]
 
 
 @pytest.mark.matrix
@@ -306,7 +307,14 @@ def _send_all(stack):
             sender.send("tests", message)
 
 
-def _receive(stack, client, message, channel="tests", deadline=15):
+def _warm_up(stack, client):
+    # With its first look into the database a websocket may miss what comes meanwhile: until Odoo has the session in a
+    # cache it is the query for that which takes the snapshot, and what is notified then counts as seen to.
+    stack.send("tests", "the first")
+    _receive(stack, client, "the first", notify_again=True)
+
+
+def _receive(stack, client, message, channel="tests", deadline=15, notify_again=False):
     """Wait until the client has got a message."""
     with contextlib.closing(stack.sender()) as sender:
         end = time.monotonic() + deadline
@@ -316,7 +324,7 @@ def _receive(stack, client, message, channel="tests", deadline=15):
             except TimeoutError:
                 if time.monotonic() > end:
                     raise
-            if series_number(stack.series) < 16:
+            if notify_again or series_number(stack.series) < 16:
                 # What comes between two polls waits for the next NOTIFY, see LongPollClient.
                 sender.notify(json.dumps([sender.channel(channel)]))
 
