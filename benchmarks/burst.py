@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import random
 import time
 
 from .contenders import new_stack, running
@@ -13,8 +14,8 @@ Odoo 19.0, prefork. Four connections send as fast as they can, each message and 
 does; straight to PostgreSQL for all contenders, or the pooler's own pace is what would be measured. With one client all
 are for it; with 200 clients each has its own share of the same number. The clients are websockets in a process of their
 own. "delivered": messages divided by the seconds from the first sending to the last receipt; "sent": by the seconds of
-sending, so that more can not be delivered. There are two runs each, in which the contenders take turns, the second time
-in reverse order. Ratios are to (a) in the same run."""
+sending, so that more can not be delivered. The contenders take turns in three rounds of random order. Ratios are to (a)
+in the same round."""
 
 _SENDERS = 4
 
@@ -28,8 +29,8 @@ def run(quick, tell):
             with contextlib.ExitStack() as exits:
                 crowds = {key: exits.enter_context(Crowd(stack, clients)) for key, stack in stacks.items()}
                 runs = {key: [] for key in keys}
-                for number in range(1 if quick else 2):
-                    for key in keys if number % 2 == 0 else reversed(keys):
+                for _ in range(1 if quick else 3):
+                    for key in random.sample(keys, len(keys)):
                         tell("%d to %d client(s): %s" % (count, clients, key))
                         runs[key].append(_burst(stacks[key], crowds[key], count, clients))
                 yield "%d clients" % clients, {key: _figures(runs[key], runs["a"]) for key in keys}

@@ -33,7 +33,7 @@ def collect():
             importlib.metadata.version("websockets"),
         ),
         "machine": "%d CPUs (%s), %.0f GiB, Linux %s"
-        % (os.cpu_count(), _cpu_model(), psutil.virtual_memory().total / 2**30, platform.release()),
+        % (os.cpu_count(), _cpu_model(), psutil.virtual_memory().total / 2**30, platform.release().split("-")[0]),
     }
     for series in SERIES:
         build = find_build(series)
