@@ -5,18 +5,16 @@ import datetime
 import logging
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
 
-from tests.stack import guard
 from tests.stack.pgbouncer import PgBouncer
 from tests.stack.postgres import PostgreSQL
-from tests.stack.stack import ADDON
 
+from . import child
 from .contenders import new_stack, running
 from .figures import spread
 
@@ -118,16 +116,7 @@ class _Checks:
         self._process = None
 
     def __enter__(self):
-        addresses = [self._server.port, self._pooler.port]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cost", str(self._count), *map(str, addresses)],
-            cwd=ADDON,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        guard.watch(self._process.pid)
+        self._process = child.start("cost", self._count, self._server.port, self._pooler.port)
         if self._process.stdout.readline() != "all listen\n":
             raise RuntimeError("%d listeners do not all hear themselves" % self._count)
         self._began = time.monotonic()
@@ -151,14 +140,7 @@ class _Checks:
         }
 
     def __exit__(self, *exception):
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        guard.forget(self._process.pid)
+        child.end(self._process)
 
     def _server_cpu(self):
         main = psutil.Process(self._server.pid)

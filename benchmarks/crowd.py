@@ -4,17 +4,14 @@
 """
 
 import asyncio
-import contextlib
 import itertools
 import json
-import subprocess
 import sys
 import time
 
 import websockets
 
-from tests.stack import guard
-from tests.stack.stack import ADDON
+from . import child
 
 #: all clients are subscribed to it; beside it client 7 has "one-7"
 EVERYBODY = "everybody"
@@ -33,15 +30,7 @@ class Crowd:
         # All are the same user in the same session, as the tabs of one browser are.
         with stack.client([], listening=False) as client:
             session = client._session_id
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.crowd"],
-            cwd=ADDON,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        guard.watch(self._process.pid)
+        self._process = child.start("crowd")
         query = "?version=" + stack.build.websocket_version if stack.build.websocket_version else ""
         answer = self._ask(
             {
@@ -66,15 +55,7 @@ class Crowd:
         return dict(answer["received"])
 
     def close(self):
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        guard.forget(self._process.pid)
+        child.end(self._process)
 
     def __enter__(self):
         return self
