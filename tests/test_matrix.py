@@ -81,7 +81,31 @@ def test_only_what_ran_and_did_not_fail_counts(tmp_path, report, code, passed, f
     path = tmp_path / "report.xml"
     if report is not None:
         path.write_text("<testsuites><testsuite>%s</testsuite></testsuites>" % report)
-    assert matrix._read_result(path, code, 1.0) == (passed, failed, 1.0)
+    assert matrix._read_result(path, code) == matrix.Result(passed, failed)
+
+
+@pytest.mark.parametrize(
+    ("second", "said"), [("", "2 passed, 1 when tried again"), ("<failure/>", "1 failed, 1 passed")]
+)
+def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch, second, said):
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    runner = matrix.Runner([])
+    commands = []
+
+    def call(command, log):
+        commands.append(command)
+        outcome = second if len(commands) > 1 else "<failure/>"
+        cases = '<testcase classname="tests.test_stop" name="test_a[13.0-prefork]">%s</testcase>' % outcome
+        if len(commands) == 1:
+            cases += '<testcase classname="tests.test_stop" name="test_b"/>'
+        (tmp_path / "13.0-prefork.xml").write_text("<testsuite>%s</testsuite>" % cases)
+        return int(bool(outcome))
+
+    monkeypatch.setattr(runner, "_call", call)
+    row = matrix.Row("13.0", None, "13.0", ["--odoo=13.0"])
+    assert str(runner.run(row, "prefork")) == said
+    assert "tests/test_stop.py::test_a[13.0-prefork]" in commands[1]
+    assert "tests" not in commands[1]
 
 
 def test_the_table_of_the_readme_is_replaced_and_nothing_else(tmp_path, monkeypatch):
