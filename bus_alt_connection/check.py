@@ -396,8 +396,7 @@ def _keeps_session(opened, parameters):
     """
     pid = "SELECT pg_backend_pid()"
     try:
-        other, _ = connection.connect(parameters)
-        try:
+        with connection.connect(parameters)[0] as other:
             for _attempt in range(5):
                 ours = opened.execute(pid)
                 theirs = other.execute("BEGIN; " + pid)
@@ -405,8 +404,6 @@ def _keeps_session(opened, parameters):
                     return False
                 other.execute("ROLLBACK")
             return True
-        finally:
-            other.close()
     except psycopg2.Error:
         return None
 

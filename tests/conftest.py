@@ -9,6 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.stack.builds import use_tree
 from tests.stack.odoo import series_number
+from tests.stack.pgbouncer import PgBouncer
+from tests.stack.postgres import PostgreSQL
 from tests.stack.stack import Stack
 
 #: --workers; prefork has the bus in its gevent process
@@ -88,6 +90,20 @@ def new_stack(variant):
     series, workers = variant
     with contextlib.ExitStack() as stacks:
         yield lambda **arguments: stacks.enter_context(Stack(series, workers, **arguments))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A PostgreSQL, for tests that need no Odoo."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pooler(server):
+    """A PgBouncer in front of ``server``, be it this one or one of the module's own."""
+    with PgBouncer(server) as pooler:
+        yield pooler
 
 
 class _ByStack(LoadScopeScheduling):

@@ -26,12 +26,6 @@ _INSERT = """
 _OLD = 7200
 
 
-@pytest.fixture(scope="module")
-def server():
-    with PostgreSQL() as server:
-        yield server
-
-
 @pytest.fixture
 def bus(server):
     """A new database with an empty bus_bus."""

@@ -57,12 +57,6 @@ def server(authority, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pooler(server):
-    with PgBouncer(server) as pooler:
-        yield pooler
-
-
-@pytest.fixture(scope="module")
 def other_server():
     """A PostgreSQL of another cluster, without TLS."""
     with NewCluster() as server:

@@ -7,22 +7,9 @@ import re
 import pytest
 
 from tests.stack.pgbouncer import EXAMPLE, EXAMPLE_SERVER, PgBouncer
-from tests.stack.postgres import PostgreSQL
 
 #: what a test's pooler must have otherwise
 OURS = {"listen_port", "auth_file", "server_login_retry"}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with PostgreSQL() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pooler(server):
-    with PgBouncer(server) as pooler:
-        yield pooler
 
 
 @pytest.fixture(scope="module")
