@@ -85,7 +85,7 @@ readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its fo
 	@$(TOOLS_PYTHON) docs/readme.py
 
 up: $(TOOLS_STAMP) ## start PostgreSQL, PgBouncer and Odoo with the addon, until Ctrl-C
-	@exec $(TOOLS_PYTHON) -m tests.stack.up $(ARGS)
+	@exec $(TOOLS_PYTHON) -m stack.up $(ARGS)
 
 tools: $(TOOLS_STAMP) ## install the tools of the other targets
 
@@ -102,11 +102,11 @@ endif
 endef
 $(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
 # Constraints of it.
-$(BENCH_STAMP): tests/requirements/tools.txt
-$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tests/requirements/%.txt
+$(BENCH_STAMP): tools/requirements/tools.txt
+$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tools/requirements/%.txt
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
 	@# A fresh Debian has python3, but not what makes virtual environments.
-	@$(BASE_PYTHON) -c 'import ensurepip' 2> /dev/null || $(BASE_PYTHON) -m tests.stack.system python3-venv
+	@$(BASE_PYTHON) -c 'import ensurepip' 2> /dev/null || $(BASE_PYTHON) -m stack.system python3-venv
 	@echo 'installing $* ...' >&2
 	@$(BASE_PYTHON) -m venv --clear .stack/$*
 	@.stack/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<

@@ -4,8 +4,8 @@ import contextlib
 import subprocess
 import sys
 
-from tests.stack import guard
-from tests.stack.stack import ADDON
+from stack import guard
+from stack.stack import ADDON
 
 
 def start(module, *arguments):

@@ -5,11 +5,11 @@ import contextlib
 import re
 import threading
 
-from tests.stack.clients import WebsocketClient
-from tests.stack.commands import run as run_program
-from tests.stack.odoo import Odoo
-from tests.stack.stack import ADDON
-from tests.stack.system import ensure_packages
+from stack.clients import WebsocketClient
+from stack.commands import run as run_program
+from stack.odoo import Odoo
+from stack.stack import ADDON
+from stack.system import ensure_packages
 
 from .contenders import new_stack, oca_addon
 

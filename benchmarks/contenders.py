@@ -8,9 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tests.stack.archive import CACHE, locked
-from tests.stack.commands import run
-from tests.stack.stack import Stack
+from stack.archive import CACHE, locked
+from stack.commands import run
+from stack.stack import Stack
 
 #: key -> what it is, behind PgBouncer unless it says otherwise; the order is that of all tables
 NAMES = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.stack.pgbouncer import PgBouncer
-from tests.stack.postgres import PostgreSQL
+from stack.pgbouncer import PgBouncer
+from stack.postgres import PostgreSQL
 
 from . import child
 from .contenders import new_stack, running
@@ -169,8 +169,8 @@ def _listen(count, direct_port, pooler_port):
     from bus_alt_connection import settings
     from bus_alt_connection.listener import BUS_CHANNEL, Listener
     from bus_alt_connection.supervisor import Supervisor
-    from tests.stack.postgres import PASSWORD, USER
-    from tests.stack.waiting import wait_until
+    from stack.postgres import PASSWORD, USER
+    from stack.waiting import wait_until
 
     logging.disable(logging.CRITICAL)
 

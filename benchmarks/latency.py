@@ -6,8 +6,8 @@ import select
 import threading
 import time
 
-from tests.stack.odoo import series_number
-from tests.stack.waiting import wait_until
+from stack.odoo import series_number
+from stack.waiting import wait_until
 
 from .contenders import new_stack, running
 from .figures import curve, milliseconds, ratios

@@ -8,8 +8,8 @@ import traceback
 
 import psycopg2
 
-from tests.stack.odoo import series_number
-from tests.stack.waiting import wait_until
+from stack.odoo import series_number
+from stack.waiting import wait_until
 
 from .contenders import new_stack, running
 from .figures import spread

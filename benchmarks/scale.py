@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from tests.stack.waiting import wait_until
+from stack.waiting import wait_until
 
 from .burst import _wake
 from .contenders import new_stack, running

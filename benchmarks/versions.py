@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.stack.builds import find_build
-from tests.stack.commands import CommandError, run
-from tests.stack.stack import ADDON
-from tests.stack.system import pgbouncer_bin, postgres_bin
+from stack.builds import find_build
+from stack.commands import CommandError, run
+from stack.stack import ADDON
+from stack.system import pgbouncer_bin, postgres_bin
 
 from .contenders import oca_version
 

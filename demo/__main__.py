@@ -19,7 +19,7 @@ import sys
 import textwrap
 import time
 
-from tests.stack.up import Refused, stack_from
+from stack.up import Refused, stack_from
 
 from . import report, trial
 

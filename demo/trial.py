@@ -6,9 +6,9 @@ import statistics
 import time
 from typing import NamedTuple, Optional
 
-from tests.stack.odoo import series_number
-from tests.stack.sender import BusSender
-from tests.stack.waiting import wait_until
+from stack.odoo import series_number
+from stack.sender import BusSender
+from stack.waiting import wait_until
 
 MESSAGES = 20
 #: Seconds from one message to the next, arrived or not: both Odoos are to get the same. A client that polls (up to

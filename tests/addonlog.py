@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from tests.stack.waiting import wait_until
+from stack.waiting import wait_until
 
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\d+) ([A-Z]+) \S+ (\S+?): (.*)", re.MULTILINE)
 _ADDON = "odoo.addons.bus_alt_connection."

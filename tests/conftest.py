@@ -7,11 +7,11 @@ import re
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.stack.builds import use_tree
-from tests.stack.odoo import series_number
-from tests.stack.pgbouncer import PgBouncer
-from tests.stack.postgres import PostgreSQL
-from tests.stack.stack import Stack
+from stack.builds import use_tree
+from stack.odoo import series_number
+from stack.pgbouncer import PgBouncer
+from stack.postgres import PostgreSQL
+from stack.stack import Stack
 
 #: --workers; prefork has the bus in its gevent process
 MODES = {"threaded": 0, "prefork": 2}

@@ -17,10 +17,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions as shown
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.stack.browser import Browsers
-from tests.stack.database import LOGIN, PASSWORD
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
+from stack.browser import Browsers
+from stack.database import LOGIN, PASSWORD
+from stack.stack import Stack
+from stack.waiting import wait_until
 
 #: seconds; the first page of a new database takes longest, for which Odoo puts its style sheets and scripts together
 DEADLINE = 120

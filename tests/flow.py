@@ -3,7 +3,7 @@
 import contextlib
 import threading
 
-from tests.stack.waiting import wait_until
+from stack.waiting import wait_until
 
 
 @contextlib.contextmanager

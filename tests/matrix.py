@@ -22,13 +22,13 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
+from stack import guard
+from stack.archive import CACHE
+from stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_release
+from stack.commands import run, say
+from stack.odoo import series_number
+from stack.system import pgbouncer_bin, postgres_bin
 from tests.conftest import MODES
-from tests.stack import guard
-from tests.stack.archive import CACHE
-from tests.stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_release
-from tests.stack.commands import run, say
-from tests.stack.odoo import series_number
-from tests.stack.system import pgbouncer_bin, postgres_bin
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = CACHE / "matrix"

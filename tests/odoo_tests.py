@@ -22,14 +22,14 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from .stack.archive import CACHE
-from .stack.builds import find_build
-from .stack.commands import say
-from .stack.database import DATABASE, odoo_database
-from .stack.odoo import Odoo, series_number
-from .stack.pgbouncer import PgBouncer
-from .stack.postgres import PostgreSQL
-from .stack.stack import ADDON, DEFAULT_SERIES
+from stack.archive import CACHE
+from stack.builds import find_build
+from stack.commands import say
+from stack.database import DATABASE, odoo_database
+from stack.odoo import Odoo, series_number
+from stack.pgbouncer import PgBouncer
+from stack.postgres import PostgreSQL
+from stack.stack import ADDON, DEFAULT_SERIES
 
 # What the addon patches is the method that hands out cursors.
 TAGS = "/bus,/base/tests/test_ir_cron.py,/base/tests/test_db_cursor.py"

@@ -2,8 +2,8 @@
 
 import contextlib
 
-from tests.stack.proxy import Proxy
-from tests.stack.stack import Stack
+from stack.proxy import Proxy
+from stack.stack import Stack
 
 
 @contextlib.contextmanager

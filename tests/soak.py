@@ -21,8 +21,8 @@ from typing import NamedTuple
 import psycopg2
 import websocket
 
+from stack.waiting import wait_until
 from tests.proxied import proxied_stack
-from tests.stack.waiting import wait_until
 
 CLIENTS = 50
 CHANNELS = 10

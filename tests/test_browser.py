@@ -5,12 +5,12 @@ import contextlib
 import pytest
 from selenium.common import TimeoutException
 
+from stack.browser import Browsers
+from stack.builds import find_build
+from stack.database import odoo_database
+from stack.stack import Stack
+from stack.waiting import wait_until
 from tests.discuss import DEADLINE, two_windows
-from tests.stack.browser import Browsers
-from tests.stack.builds import find_build
-from tests.stack.database import odoo_database
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
 
 _SERIES = "19.0"
 _MODULES = "mail"

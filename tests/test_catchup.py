@@ -9,9 +9,9 @@ import psycopg2
 import pytest
 
 from bus_alt_connection import catchup
-from tests.stack.postgres import PASSWORD, USER, PostgreSQL
-from tests.stack.process import identity
-from tests.stack.system import postgres_bin
+from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.process import identity
+from stack.system import postgres_bin
 
 _TABLE = """
     CREATE TABLE bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar);

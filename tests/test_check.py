@@ -11,12 +11,12 @@ import threading
 import pytest
 
 from bus_alt_connection.listener import digestible
-from tests.stack import ports
-from tests.stack.pgbouncer import PgBouncer
-from tests.stack.postgres import PASSWORD, USER, NewCluster, PostgreSQL
-from tests.stack.proxy import black_hole
-from tests.stack.stack import ADDON
-from tests.stack.waiting import wait_until
+from stack import ports
+from stack.pgbouncer import PgBouncer
+from stack.postgres import PASSWORD, USER, NewCluster, PostgreSQL
+from stack.proxy import black_hole
+from stack.stack import ADDON
+from stack.waiting import wait_until
 from tests.test_tls import make_authority, make_certificate
 
 CHECK = ADDON / "bus_alt_connection" / "check.py"

@@ -6,9 +6,9 @@ import xmlrpc.client
 
 import pytest
 
+from stack.database import LOGIN, PASSWORD
+from stack.waiting import wait_until
 from tests import traffic
-from tests.stack.database import LOGIN, PASSWORD
-from tests.stack.waiting import wait_until
 
 # Seconds. Without a notification Odoo looks for work once a minute.
 AT_ONCE = 10

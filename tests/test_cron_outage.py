@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from stack.database import DATABASE
+from stack.odoo import series_number
+from stack.waiting import wait_until
 from tests.proxied import proxied_stack
-from tests.stack.database import DATABASE
-from tests.stack.odoo import series_number
-from tests.stack.waiting import wait_until
 
 ANOTHER = "another"
 # Much less than the minute after which cron looks for jobs without being told.

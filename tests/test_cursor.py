@@ -9,9 +9,9 @@ from psycopg2 import sql
 
 from bus_alt_connection.cursor import Feed, ListeningCursor
 from bus_alt_connection.listener import Listener
-from tests.stack.postgres import PASSWORD, USER
-from tests.stack.proxy import Proxy
-from tests.stack.waiting import wait_until
+from stack.postgres import PASSWORD, USER
+from stack.proxy import Proxy
+from stack.waiting import wait_until
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from bus_alt_connection import settings
-from tests.stack.archive import CACHE, locked
-from tests.stack.debian import unpack_packages
-from tests.stack.odoo import default_load
+from stack.archive import CACHE, locked
+from stack.debian import unpack_packages
+from stack.odoo import default_load
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMPOSE = PROJECT / "demo" / "compose.yaml"

@@ -6,11 +6,11 @@ import time
 import psycopg2
 import pytest
 
+from stack.database import DATABASE
+from stack.proxy import Proxy
+from stack.stack import Stack
+from stack.waiting import wait_until
 from tests.conftest import VARIANTS
-from tests.stack.database import DATABASE
-from tests.stack.proxy import Proxy
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ import pytest
 
 from bus_alt_connection.cursor import Feed, ListeningCursor
 from bus_alt_connection.listener import Listener
+from stack.builds import find_build
+from stack.database import DATABASE
+from stack.odoo import default_load
+from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.stack import ADDON, Stack
+from stack.waiting import wait_until
 from tests import addonlog, traffic
-from tests.stack.builds import find_build
-from tests.stack.database import DATABASE
-from tests.stack.odoo import default_load
-from tests.stack.postgres import PASSWORD, USER, PostgreSQL
-from tests.stack.stack import ADDON, Stack
-from tests.stack.waiting import wait_until
 
 SERIES = "19.0"
 

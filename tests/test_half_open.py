@@ -14,13 +14,13 @@ from bus_alt_connection import connection
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.settings import Settings
 from bus_alt_connection.supervisor import Supervisor
+from stack.builds import find_build, run_python
+from stack.namespaces import Network, Unavailable
+from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.proxy import Proxy, black_hole
+from stack.stack import ADDON
+from stack.waiting import wait_until
 from tests.proxied import proxied_stack
-from tests.stack.builds import find_build, run_python
-from tests.stack.namespaces import Network, Unavailable
-from tests.stack.postgres import PASSWORD, USER, PostgreSQL
-from tests.stack.proxy import Proxy, black_hole
-from tests.stack.stack import ADDON
-from tests.stack.waiting import wait_until
 
 SILENT = r"ERROR .*can't listen on database postgres: the path to \S+ is silent"
 

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 import requests
 
+from stack.odoo import series_number
+from stack.waiting import wait_until
 from tests.proxied import proxied_stack
-from tests.stack.odoo import series_number
-from tests.stack.waiting import wait_until
 
 KEYS = {"status", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
 NO_LISTENER = {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.builds import find_build
-from tests.stack.commands import CommandError, run
-from tests.stack.odoo import default_load
-from tests.stack.stack import ADDON, Stack
+from stack.builds import find_build
+from stack.commands import CommandError, run
+from stack.odoo import default_load
+from stack.stack import ADDON, Stack
 
 NAME = "bus_alt_connection"
 INSTALLED = "odoo/addons/" + NAME

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bus_alt_connection.listener import digestible
+from stack.builds import find_build
 from tests.addonlog import troubles, wait_until_confirmed
-from tests.stack.builds import find_build
 
 # PostgreSQL takes no more of a payload, in bytes.
 _LONGEST = 7999

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.stack.pgbouncer import EXAMPLE, EXAMPLE_SERVER, PgBouncer
+from stack.pgbouncer import EXAMPLE, EXAMPLE_SERVER, PgBouncer
 
 #: what a test's pooler must have otherwise
 OURS = {"listen_port", "auth_file", "server_login_retry"}

@@ -8,13 +8,13 @@ import time
 import pytest
 import requests
 
+from stack import clients
+from stack.sender import MESSAGE_TYPE
+from stack.stack import Stack
+from stack.waiting import wait_until
 from tests.addonlog import bus_pid, records, troubles, wait_for_record
 from tests.flow import flowing
 from tests.proxied import proxied_stack
-from tests.stack import clients
-from tests.stack.sender import MESSAGE_TYPE
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
 from tests.traffic import statements
 
 #: seconds until what is looked for every second is there: generous, for a busy machine

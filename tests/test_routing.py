@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from stack.builds import find_build, run_python
+from stack.odoo import Odoo, default_load, series_number
+from stack.stack import ADDON, Stack
+from stack.waiting import wait_until
 from tests import addonlog, traffic
-from tests.stack.builds import find_build, run_python
-from tests.stack.odoo import Odoo, default_load, series_number
-from tests.stack.stack import ADDON, Stack
-from tests.stack.waiting import wait_until
 
 # An addon that knows nothing of ours: see there for what it does.
 OTHER = "other_listeners"
@@ -207,7 +207,7 @@ def test_odoo_serves_and_is_told_what_to_set_if_nothing_is_configured(new_stack)
 
 
 def test_odoo_conf_alone_will_do(new_stack, monkeypatch):
-    monkeypatch.setattr("tests.stack.stack.Odoo", _OdooByConf)
+    monkeypatch.setattr("stack.stack.Odoo", _OdooByConf)
     stack = new_stack(direct=False)
     with stack.client() as client:
         _send_all(stack)

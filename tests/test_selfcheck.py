@@ -8,13 +8,13 @@ import time
 import pytest
 import requests
 
+from stack import ports
+from stack.postgres import PostgreSQL
+from stack.stack import Stack
+from stack.waiting import wait_until
 from tests.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.conftest import VARIANTS
 from tests.proxied import proxied_stack
-from tests.stack import ports
-from tests.stack.postgres import PostgreSQL
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
 from tests.traffic import statements
 
 INTERVAL = 2

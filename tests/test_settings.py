@@ -10,10 +10,10 @@ from hypothesis import given, strategies
 from psycopg2 import extensions
 
 from bus_alt_connection import settings
+from stack import ports
+from stack.postgres import PASSWORD, USER
+from stack.stack import Stack
 from tests import addonlog
-from tests.stack import ports
-from tests.stack.postgres import PASSWORD, USER
-from tests.stack.stack import Stack
 
 HOST, ALSO_HOST, CONF_HOST = "IMDISPATCHER_DB_HOST", "ODOO_IMDISPATCHER_DB_HOST", "imdispatcher_db_host"
 

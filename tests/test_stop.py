@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
+from stack.odoo import series_number
+from stack.stack import Stack
 from tests.proxied import proxied_stack
-from tests.stack.odoo import series_number
-from tests.stack.stack import Stack
 
 # Seconds, for a busy machine.
 TOLERANCE = 3

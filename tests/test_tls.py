@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
+from stack.postgres import PASSWORD
+from stack.stack import Stack
 from tests.conftest import VARIANTS
-from tests.stack.postgres import PASSWORD
-from tests.stack.stack import Stack
 
 
 def openssl(*arguments):

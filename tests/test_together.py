@@ -12,14 +12,14 @@ import threading
 
 import pytest
 
+from stack.database import LOGIN
+from stack.database import PASSWORD as LOGIN_PASSWORD
+from stack.odoo import default_load, http_session, series_number
+from stack.others import with_others
+from stack.postgres import PASSWORD, USER
+from stack.stack import Stack
+from stack.waiting import wait_until
 from tests import addonlog, traffic
-from tests.stack.database import LOGIN
-from tests.stack.database import PASSWORD as LOGIN_PASSWORD
-from tests.stack.odoo import default_load, http_session, series_number
-from tests.stack.others import with_others
-from tests.stack.postgres import PASSWORD, USER
-from tests.stack.stack import Stack
-from tests.stack.waiting import wait_until
 
 #: That of 14.0 wants a Werkzeug that has sessions of its own, which the Odoo of Debian does without.
 OTHERS = {"14.0": ("queue_job", "sentry"), "19.0": ("queue_job", "session_db", "sentry")}

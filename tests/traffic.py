@@ -6,7 +6,7 @@ The logs miss nothing, however short a connection lives.
 import re
 from typing import NamedTuple
 
-# As tests.stack.postgres has the server write it; the name of a database has no blank, one of an application may.
+# As stack.postgres has the server write it; the name of a database has no blank, one of an application may.
 _STATEMENT = re.compile(r"\[(\d+)\] \S+\((\d+)\) (.*?) (\S+) LOG:  statement: (.*)")
 _CONNECTION = re.compile(r"new connection to server \(from \S+:(\d+)\)")
 _LISTEN = re.compile(r"(?:^|;)\s*listen\s", re.IGNORECASE)

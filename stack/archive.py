@@ -13,7 +13,7 @@ from .process import identity
 
 # Its real place: copies of the clone may share it by a link, and what is in it must not look moved to any of them.
 # Resolved, since virtual environments hold the path they were made at.
-CACHE = (Path(__file__).resolve().parents[2] / ".stack").resolve()
+CACHE = (Path(__file__).resolve().parents[1] / ".stack").resolve()
 
 
 @contextlib.contextmanager

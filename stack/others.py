@@ -14,7 +14,7 @@ _ADDONS = os.path.join("odoo", "addons")
 
 
 def with_others(build, name):
-    """Return a :class:`~.builds.Build` that has the addons of ``tests/requirements/<name>-<series>.txt`` as well.
+    """Return a :class:`~.builds.Build` that has the addons of ``tools/requirements/<name>-<series>.txt`` as well.
 
     :raise RuntimeError: they can not be had; the message says why, and what to do
     """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .archive import CACHE
 from .commands import CommandError, run, say
 
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements"
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "tools" / "requirements"
 
 _STAMP = "stamp.json"
 # A name on PATH proves nothing: a shim of pyenv may refuse to run, Debian's python3 may be unable to make a virtual
@@ -141,7 +141,7 @@ def _install_uv():
 
 
 def find_environment(name, versions, python=None):
-    """Return a virtual :class:`Environment` with what ``tests/requirements/<name>.txt`` says, making it if needed.
+    """Return a virtual :class:`Environment` with what ``tools/requirements/<name>.txt`` says, making it if needed.
 
     Not to be called for the same name by two at the same time.
 

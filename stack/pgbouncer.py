@@ -14,7 +14,7 @@ ADMIN = "pgbouncer"
 ADMIN_PASSWORD = "pgbouncer-s3cret"
 
 #: What we tell users to begin with. Its last section is ``[pgbouncer]``.
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "pgbouncer.ini"
+EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "pgbouncer.ini"
 #: what it says of where PostgreSQL is
 EXAMPLE_SERVER = "host=db-01 port=5432"
 

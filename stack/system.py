@@ -1,6 +1,6 @@
 """Programs of the system: installed with apt where they are missing, found where they are.
 
-    python3 -m tests.stack.system PACKAGE...
+    python3 -m stack.system PACKAGE...
 
 installs packages, with nothing but Python's own library.
 """

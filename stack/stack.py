@@ -14,7 +14,7 @@ from .sender import BusSender
 from .waiting import wait_until
 
 #: Folder that holds our addon.
-ADDON = Path(__file__).resolve().parents[2]
+ADDON = Path(__file__).resolve().parents[1]
 
 DEFAULT_SERIES = "19.0"
 
