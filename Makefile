@@ -43,19 +43,19 @@ test: $(TOOLS_STAMP) ## run the tests, JOBS=2 at a time (ARGS="..." goes to pyte
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
 matrix: $(TOOLS_STAMP) ## the main tests on all Odoo source trees in TREES=/folder, JOBS=2 at a time
-	@exec $(TOOLS_PYTHON) -m tests.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)
+	@exec $(TOOLS_PYTHON) -m tools.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)
 
 odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, against those without both
-	@exec $(TOOLS_PYTHON) -m tests.odoo_tests $(ARGS)
+	@exec $(TOOLS_PYTHON) -m tools.odoo_tests $(ARGS)
 
 soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
-	@exec $(TOOLS_PYTHON) -m tests.soak $(MINUTES) $(ARGS)
+	@exec $(TOOLS_PYTHON) -m tools.soak $(MINUTES) $(ARGS)
 
 bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 screenshot: $(TOOLS_STAMP) ## take docs/discuss.png again, of Odoo in real browsers
-	@exec $(TOOLS_PYTHON) -m tests.discuss docs/discuss.png
+	@exec $(TOOLS_PYTHON) -m tools.screenshot docs/discuss.png
 
 lint: lint-python lint-addon lint-texts ## check style, conventions of addons, Python 3.5, and the texts
 
@@ -69,7 +69,7 @@ lint-python: $(TOOLS_STAMP)
 # The options of 7 are those in .pylintrc, as it spells them. It tells the series from the manifest's version, in which
 # "()" finds none, so that it is the one named here.
 lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
-	$(TOOLS_PYTHON) -m tests.syntax 3.5 bus_alt_connection
+	$(TOOLS_PYTHON) -m tools.syntax 3.5 bus_alt_connection
 	$(TOOLS)/bin/vermin --target=3.5- --no-tips --violations --quiet bus_alt_connection setup
 	$(TOOLS)/bin/pylint --disable=except-pass bus_alt_connection
 	$(PYLINT_7)/bin/pylint --rcfile=/dev/null --load-plugins=pylint_odoo --score=no \
@@ -79,10 +79,10 @@ lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 
 lint-texts: $(TOOLS_STAMP)
 	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 *.rst docs benchmarks/README.rst bus_alt_connection
-	$(TOOLS_PYTHON) docs/readme.py --check
+	$(TOOLS_PYTHON) -m tools.readme --check
 
 readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its folder readme/
-	@$(TOOLS_PYTHON) docs/readme.py
+	@$(TOOLS_PYTHON) -m tools.readme
 
 up: $(TOOLS_STAMP) ## start PostgreSQL, PgBouncer and Odoo with the addon, until Ctrl-C
 	@exec $(TOOLS_PYTHON) -m stack.up $(ARGS)

@@ -27,7 +27,7 @@ _CRON = 2
 _IN_FLIGHT = 10
 _WARM_UP = 3
 _LOAD = ADDON / "benchmarks" / "load.lua"
-_OTHER_ADDONS = ADDON / "tests" / "addons"
+_OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
 _MODULE = "other_listeners"
 
 

@@ -12,12 +12,7 @@ from stack.odoo import series_number
 from stack.pgbouncer import PgBouncer
 from stack.postgres import PostgreSQL
 from stack.stack import Stack
-
-#: --workers; prefork has the bus in its gevent process
-MODES = {"threaded": 0, "prefork": 2}
-
-#: series and --workers
-VARIANTS = {"%s-%s" % (series, mode): (series, MODES[mode]) for series in ("14.0", "19.0") for mode in MODES}
+from tests.support.variants import MODES, VARIANTS
 
 
 def pytest_addoption(parser):

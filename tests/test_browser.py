@@ -10,7 +10,7 @@ from stack.builds import find_build
 from stack.database import odoo_database
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.discuss import DEADLINE, two_windows
+from tests.support.discuss import DEADLINE, two_windows
 
 _SERIES = "19.0"
 _MODULES = "mail"

@@ -8,7 +8,7 @@ import pytest
 
 from stack.database import LOGIN, PASSWORD
 from stack.waiting import wait_until
-from tests import traffic
+from tests.support import traffic
 
 # Seconds. Without a notification Odoo looks for work once a minute.
 AT_ONCE = 10

@@ -10,7 +10,7 @@ from stack.database import DATABASE
 from stack.proxy import Proxy
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.conftest import VARIANTS
+from tests.support.variants import VARIANTS
 
 
 @contextlib.contextmanager

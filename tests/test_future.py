@@ -15,15 +15,15 @@ from stack.odoo import default_load
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
-from tests import addonlog, traffic
+from tests.support import addonlog, traffic
 
 SERIES = "19.0"
 
 
 @contextlib.contextmanager
 def _stack_with(addon, workers=0, **conf):
-    """Yield a stack of 19.0 that loads one of the addons in tests/addons too."""
-    addons_path = [*find_build(SERIES).addons_paths, ADDON, ADDON / "tests" / "addons"]
+    """Yield a stack of 19.0 that loads one of the addons in tests/support/addons too."""
+    addons_path = [*find_build(SERIES).addons_paths, ADDON, ADDON / "tests" / "support" / "addons"]
     with Stack(
         SERIES,
         workers,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import matrix
+from tools import matrix
 
 
 def tree(folder, series="15.0", version=None):

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from bus_alt_connection.listener import _delay
-from tests.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
-from tests.flow import flowing
 from tests.proxied import proxied_stack
+from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
+from tests.support.flow import flowing
 
 #: seconds until what was sent in an outage is there; the addon itself waits up to 5 before it tries again
 SOON = 10

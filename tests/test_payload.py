@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bus_alt_connection.listener import digestible
 from stack.builds import find_build
-from tests.addonlog import troubles, wait_until_confirmed
+from tests.support.addonlog import troubles, wait_until_confirmed
 
 # PostgreSQL takes no more of a payload, in bytes.
 _LONGEST = 7999

@@ -12,10 +12,10 @@ from stack import clients
 from stack.sender import MESSAGE_TYPE
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.addonlog import bus_pid, records, troubles, wait_for_record
-from tests.flow import flowing
 from tests.proxied import proxied_stack
-from tests.traffic import statements
+from tests.support.addonlog import bus_pid, records, troubles, wait_for_record
+from tests.support.flow import flowing
+from tests.support.traffic import statements
 
 #: seconds until what is looked for every second is there: generous, for a busy machine
 SOON = 15

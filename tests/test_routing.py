@@ -13,11 +13,11 @@ from stack.builds import find_build, run_python
 from stack.odoo import Odoo, default_load, series_number
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
-from tests import addonlog, traffic
+from tests.support import addonlog, traffic
 
 # An addon that knows nothing of ours: see there for what it does.
 OTHER = "other_listeners"
-OTHER_ADDONS = ADDON / "tests" / "addons"
+OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
 
 MESSAGES = list(range(20))
 

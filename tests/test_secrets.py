@@ -7,8 +7,8 @@ import requests
 
 from bus_alt_connection import settings
 from stack.postgres import PASSWORD as SERVER_PASSWORD
-from tests.conftest import VARIANTS
 from tests.proxied import proxied_stack
+from tests.support.variants import VARIANTS
 
 # Of words, so that a part of one is found as well, and of characters that mean something to somebody on the way.
 POOLER_PASSWORD = "kilo'lima %mike= november;@oscar/:papa"

@@ -12,10 +12,10 @@ from stack import ports
 from stack.postgres import PostgreSQL
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
-from tests.conftest import VARIANTS
 from tests.proxied import proxied_stack
-from tests.traffic import statements
+from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
+from tests.support.traffic import statements
+from tests.support.variants import VARIANTS
 
 INTERVAL = 2
 SOON = 15

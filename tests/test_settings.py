@@ -13,7 +13,7 @@ from bus_alt_connection import settings
 from stack import ports
 from stack.postgres import PASSWORD, USER
 from stack.stack import Stack
-from tests import addonlog
+from tests.support import addonlog
 
 HOST, ALSO_HOST, CONF_HOST = "IMDISPATCHER_DB_HOST", "ODOO_IMDISPATCHER_DB_HOST", "imdispatcher_db_host"
 

@@ -6,7 +6,7 @@ import pytest
 
 from stack.postgres import PASSWORD
 from stack.stack import Stack
-from tests.conftest import VARIANTS
+from tests.support.variants import VARIANTS
 
 
 def openssl(*arguments):

@@ -19,7 +19,7 @@ from stack.others import with_others
 from stack.postgres import PASSWORD, USER
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests import addonlog, traffic
+from tests.support import addonlog, traffic
 
 #: That of 14.0 wants a Werkzeug that has sessions of its own, which the Odoo of Debian does without.
 OTHERS = {"14.0": ("queue_job", "sentry"), "19.0": ("queue_job", "session_db", "sentry")}

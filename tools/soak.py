@@ -1,6 +1,6 @@
 """Faults at random, for as long as you like, with many clients: is anything lost or doubled?
 
-    python -m tests.soak MINUTES [--seed N]
+    python -m tools.soak MINUTES [--seed N]
 
 Messages flow all the time on Odoo 19.0, prefork. The clients are as browsers: who loses the websocket comes back and
 says what it had last. The seed decides which faults there are, and for how long; it does not decide how fast the

@@ -1,6 +1,6 @@
 """All series: the tests marked with ``matrix`` on each source tree of Odoo in a folder, and on Debian's Odoos.
 
-    python -m tests.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
+    python -m tools.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
 
 Each Odoo is run threaded and prefork, some of these side by side. What pytest prints is kept in ``.stack/matrix/``.
 A run of all series in which nothing failed is written to ``docs/matrix.rst``, and into ``README.rst``.
@@ -28,7 +28,7 @@ from stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_re
 from stack.commands import run, say
 from stack.odoo import series_number
 from stack.system import pgbouncer_bin, postgres_bin
-from tests.conftest import MODES
+from tests.support.variants import MODES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = CACHE / "matrix"

@@ -1,15 +1,7 @@
-"""People who talk in Odoo's Discuss, each in a real browser.
+"""People who talk in Odoo's Discuss, each in a real browser."""
 
-    python -m tests.discuss PICTURE.png
-
-takes the screenshot for the README: the windows of two, behind PgBouncer with the addon.
-"""
-
-import base64
 import contextlib
-import sys
 import xmlrpc.client
-from pathlib import Path
 from urllib.parse import quote
 
 from selenium.webdriver.common.by import By
@@ -17,9 +9,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions as shown
 from selenium.webdriver.support.ui import WebDriverWait
 
-from stack.browser import Browsers
 from stack.database import LOGIN, PASSWORD
-from stack.stack import Stack
 from stack.waiting import wait_until
 
 #: seconds; the first page of a new database takes longest, for which Odoo puts its style sheets and scripts together
@@ -155,33 +145,3 @@ def two_windows(stack, browsers, **size):
         # The receiver is the first: nothing that happens when a page is opened may bring the message later.
         receiver = window(RECEIVER)
         yield channel, window(SENDER), receiver
-
-
-def _side_by_side(driver, pictures):
-    """Return pictures (PNG) in one, which a browser puts together."""
-    images = ["<img style='border: 1px solid gray' src='%s'>" % _address("image/png", picture) for picture in pictures]
-    page = "<div style='display: inline-flex; gap: 10px'>%s</div>" % "".join(images)
-    driver.set_window_size(2400, 1200)
-    driver.get(_address("text/html", page.encode()))
-    return driver.find_element(By.TAG_NAME, "div").screenshot_as_png
-
-
-def _address(kind, content):
-    return "data:%s;base64,%s" % (kind, base64.b64encode(content).decode())
-
-
-def _take_picture(path):
-    with contextlib.ExitStack() as exits:
-        stack = exits.enter_context(Stack(modules="mail"))
-        browsers = exits.enter_context(Browsers())
-        _, sender, receiver = exits.enter_context(two_windows(stack, browsers, width=960, height=640))
-        for writer, reader, text in (sender, receiver, "The truck is at gate 3."), (receiver, sender, "On my way."):
-            writer.write(text)
-            reader.wait_for(text, DEADLINE)
-        path.write_bytes(_side_by_side(browsers.open(), [sender.picture(), receiver.picture()]))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    _take_picture(Path(sys.argv[1]))

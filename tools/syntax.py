@@ -1,6 +1,6 @@
 """Check that files keep to the grammar of an old Python, one that need not be installed.
 
-    python -m tests.syntax 3.5 FOLDER
+    python -m tools.syntax 3.5 FOLDER
 
 prints what is not in the grammar, and ends with exit code 1 if there is anything.
 """

@@ -1,6 +1,6 @@
 """Odoo's own tests of its bus, its scheduled actions and its cursors, behind the pooler with the addon.
 
-    python -m tests.odoo_tests [TAGS]
+    python -m tools.odoo_tests [TAGS]
 
 They are run three times: straight to PostgreSQL without the addon, behind PgBouncer with it, and behind PgBouncer
 without it. The first two have to come to the same for each test; the exit code is 0 if they do, 1 if not, and 2 if they

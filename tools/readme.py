@@ -1,6 +1,6 @@
 """Make the addon's README.rst and static/description/index.html from the fragments in its folder readme/.
 
-    python docs/readme.py [--check]
+    python -m tools.readme [--check]
 
 writes them, or with ``--check`` only ends with exit code 1 if they are not what the fragments say. The fragments and
 their order are those of OCA's oca-gen-addon-readme. That is on no package index, and links what it makes to a
@@ -14,8 +14,9 @@ from pathlib import Path
 from docutils.core import publish_string
 from docutils.utils import SystemMessage
 
-DOCS = Path(__file__).resolve().parent
-ADDON = DOCS.parent / "bus_alt_connection"
+PROJECT = Path(__file__).resolve().parents[1]
+ADDON = PROJECT / "bus_alt_connection"
+STYLE = PROJECT / "docs" / "index.css"
 README = ADDON / "README.rst"
 INDEX = ADDON / "static" / "description" / "index.html"
 
@@ -64,7 +65,7 @@ def index(text):
         "report_level": 2,
         "input_encoding": "unicode",
         "output_encoding": "utf-8",
-        "stylesheet_path": str(DOCS / "index.css"),
+        "stylesheet_path": str(STYLE),
         "embed_stylesheet": True,
         "syntax_highlight": "none",
         "toc_backlinks": False,
@@ -87,14 +88,14 @@ def _section(title, line, text):
 
 def main():
     if sys.argv[1:] not in ([], ["--check"]):
-        sys.exit("usage: python docs/readme.py [--check]")
+        sys.exit("usage: python -m tools.readme [--check]")
     text = readme()
     try:
         made = {README: text, INDEX: index(text)}
     except SystemMessage as error:
         sys.exit("the fragments can't be put together: %s" % error)
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    names = ", ".join(str(path.relative_to(DOCS.parent)) for path in stale)
+    names = ", ".join(str(path.relative_to(PROJECT)) for path in stale)
     if sys.argv[1:]:
         sys.exit("not what the fragments say: %s; run make readme" % names if stale else None)
     for path in stale:
