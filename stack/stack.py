@@ -10,6 +10,7 @@ from .database import DATABASE, odoo_database
 from .odoo import Odoo
 from .pgbouncer import PgBouncer
 from .postgres import PASSWORD, USER, PostgreSQL
+from .proxy import Proxy
 from .sender import BusSender
 from .waiting import wait_until
 
@@ -27,14 +28,16 @@ class Stack:
     :param addon: folder that holds a ``bus_alt_connection``; None: without it
     :param pooler: False: Odoo connects to PostgreSQL itself
     :param direct: whether to tell the addon, by environment variables, how to reach PostgreSQL directly
+    :param proxy: whether the direct connections take a path that can be made to fail, a :class:`~.proxy.Proxy`; or
+        arguments for that, in a dictionary
     :param modules: what is installed in the database, separated by commas
     :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
     :param tree: source tree of Odoo; default: the package of the distribution
     :param python: interpreter for that tree
     :param build: what to run, a :class:`~.builds.Build`; default: what ``series``, ``tree`` and ``python`` lead to
-    :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``
-        and ``pooler`` running, and returns them. With a host or a port for the direct connection among them, ``direct``
-        means nothing
+    :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``,
+        ``proxy`` and ``pooler`` running, and returns them. With a host or a port for the direct connection among them,
+        ``direct`` means nothing
     :param load: value for Odoo's ``--load``
     :param conf: additions to ``odoo.conf``, by name
     :param options: more arguments for Odoo
@@ -42,7 +45,8 @@ class Stack:
     :param pooler_options: arguments for :class:`~.pgbouncer.PgBouncer`; with ``user`` or ``password`` among them, the
         credentials for the pooler are other than those for the server
 
-    While it runs: ``server``, ``pooler`` (None without one), ``odoo``, and ``database``, the name of Odoo's database.
+    While it runs: ``server``, ``proxy`` and ``pooler`` (None without one), ``odoo``, and ``database``, the name of
+    Odoo's database.
     """
 
     def __init__(
@@ -63,15 +67,18 @@ class Stack:
         pooler_options=None,
         build=None,
         jobs=True,
+        proxy=False,
     ):
         self.build = build or find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
         self.series = self.build.series
         self.database = DATABASE
-        self.server = self.pooler = self.odoo = None
+        self.server = self.proxy = self.pooler = self.odoo = None
         self._workers = workers
         self._addon = addon
         self._with_pooler = pooler
         self._direct = direct
+        self._with_proxy = bool(proxy)
+        self._proxy_options = proxy if isinstance(proxy, dict) else {}
         self._modules = modules
         self._jobs = jobs
         self._environment = environment
@@ -88,6 +95,9 @@ class Stack:
             if not self._jobs:
                 later = "UPDATE ir_cron SET nextcall = now() + interval '1 year'"
                 self.server.execute(later, dbname=self.database)
+            if self._with_proxy:
+                place = (self.server.host, self.server.port)
+                self.proxy = exits.enter_context(Proxy(place, **self._proxy_options))
             if self._with_pooler:
                 self.pooler = exits.enter_context(PgBouncer(self.server, **self._pooler_options))
             self.odoo = exits.enter_context(
@@ -113,7 +123,8 @@ class Stack:
         given = self._environment(self) if callable(self._environment) else dict(self._environment or {})
         if not self._direct or any(re.fullmatch(r"(ODOO_)?IMDISPATCHER_DB_(HOST|PORT)", name) for name in given):
             return given
-        direct = {"HOST": self.server.host, "PORT": str(self.server.port)}
+        way = self.proxy or self.server
+        direct = {"HOST": way.host, "PORT": str(way.port)}
         through = self.pooler or self.server
         if through.user != USER:
             direct["USER"] = USER

@@ -8,8 +8,8 @@ import pytest
 
 from stack.database import DATABASE
 from stack.odoo import series_number
+from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 
 ANOTHER = "another"
 # Much less than the minute after which cron looks for jobs without being told.
@@ -37,7 +37,7 @@ def stack(variant):
     threads = 2 if workers or series_number(series) >= 19 else 1
     conf = {"max_cron_threads": threads, "db_name": "%s,%s" % (DATABASE, ANOTHER)}
     options = ["--log-handler=odoo.service.server:DEBUG"]
-    with proxied_stack(series, workers, environment, conf=conf, options=options) as stack:
+    with Stack(series, workers, environment=environment, conf=conf, options=options, proxy=True) as stack:
         yield stack
 
 

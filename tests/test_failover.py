@@ -7,7 +7,6 @@ import psycopg2
 import pytest
 
 from stack.database import DATABASE
-from stack.proxy import Proxy
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.variants import VARIANTS
@@ -15,14 +14,14 @@ from tests.support.variants import VARIANTS
 
 @contextlib.contextmanager
 def replicated_stack(series, workers, **more):
-    """Yield a stack with ``standby``, and ``proxy``, the path of the direct connections to the latter."""
+    """Yield a stack with ``standby``, to which its proxy leads, and listeners that try that one first."""
     with contextlib.ExitStack() as exits:
 
         def environment(stack):
             stack.standby = stack.server.standby()
             exits.callback(stack.standby.close)
             stack.standby.start()
-            stack.proxy = exits.enter_context(Proxy((stack.standby.host, stack.standby.port)))
+            stack.proxy.target = (stack.standby.host, stack.standby.port)
             hosts = [(stack.proxy.host, stack.proxy.port), (stack.server.host, stack.server.port)]
             return {
                 "IMDISPATCHER_DB_HOST": ",".join(host for host, _ in hosts),
@@ -30,7 +29,7 @@ def replicated_stack(series, workers, **more):
                 **more,
             }
 
-        yield exits.enter_context(Stack(series, workers, environment=environment))
+        yield exits.enter_context(Stack(series, workers, environment=environment, proxy=True))
 
 
 def replicated(stack):

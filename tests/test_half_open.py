@@ -18,9 +18,8 @@ from stack.builds import find_build, run_python
 from stack.namespaces import Network, Unavailable
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.proxy import Proxy, black_hole
-from stack.stack import ADDON
+from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 
 SILENT = r"ERROR .*can't listen on database postgres: the path to \S+ is silent"
 
@@ -102,13 +101,18 @@ def background(request):
 @pytest.fixture(scope="module")
 def proxied(variant):
     """A stack that finds one host that takes no packets, and another one that is up to its ``proxy``: it swallows."""
-    series, workers = variant
     with black_hole() as (host, port):
-        environment = {
-            "IMDISPATCHER_CHECK_INTERVAL": "2",
-            "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2",
-        }
-        with proxied_stack(series, workers, environment, before=(host, port), swallow=True) as stack:
+
+        def environment(stack):
+            stack.proxy.swallow()
+            return {
+                "IMDISPATCHER_CHECK_INTERVAL": "2",
+                "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2",
+                "IMDISPATCHER_DB_HOST": "%s,%s" % (host, stack.proxy.host),
+                "IMDISPATCHER_DB_PORT": "%s,%s" % (port, stack.proxy.port),
+            }
+
+        with Stack(*variant, environment=environment, proxy=True) as stack:
             stack.hole = "%s:%s" % (host, port)
             yield stack
 
@@ -232,25 +236,27 @@ def network():
 def test_lost_packets_are_noticed_without_a_check_as_well(_stop):
     # The checks would be faster than the kernel, and what is not known to be lost is not polled for.
     environment = {"IMDISPATCHER_CHECK_INTERVAL": "0", "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2"}
-    with network() as cable, proxied_stack("19.0", 2, environment, listening=cable.listening()) as stack:
-        client = stack.client()
-        stack.send("tests", "before")
-        client.wait_for("before")
+    with network() as cable:
+        proxy = {"listening": cable.listening()}
+        with Stack("19.0", 2, environment=environment, proxy=proxy) as stack:
+            client = stack.client()
+            stack.send("tests", "before")
+            client.wait_for("before")
 
-        mark = stack.odoo.log_mark()
-        cable.unplug()
-        unplugged = time.monotonic()
-        stack.odoo.wait_for_log(r"WARNING .*lost the listener of database postgres: .*timed out", mark, 40)
-        # Idle for 15 s, and then three answers that fail to come.
-        assert 10 < time.monotonic() - unplugged < 35
-        stack.send("tests", "polled")
-        client.wait_for("polled", 15)
+            mark = stack.odoo.log_mark()
+            cable.unplug()
+            unplugged = time.monotonic()
+            stack.odoo.wait_for_log(r"WARNING .*lost the listener of database postgres: .*timed out", mark, 40)
+            # Idle for 15 s, and then three answers that fail to come.
+            assert 10 < time.monotonic() - unplugged < 35
+            stack.send("tests", "polled")
+            client.wait_for("polled", 15)
 
-        cable.plug()
-        stack.odoo.wait_for_log(r"INFO .*listening again on .*imbus", mark, 20)
-        stack.send("tests", "after")
-        client.wait_for("after")
-        assert client.messages == ["before", "polled", "after"]
+            cable.plug()
+            stack.odoo.wait_for_log(r"INFO .*listening again on .*imbus", mark, 20)
+            stack.send("tests", "after")
+            client.wait_for("after")
+            assert client.messages == ["before", "polled", "after"]
 
 
 @in_background

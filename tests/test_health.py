@@ -6,8 +6,8 @@ import pytest
 import requests
 
 from stack.odoo import series_number
+from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 
 KEYS = {"status", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
 NO_LISTENER = {
@@ -26,7 +26,8 @@ def stack(variant):
     # With a filter Odoo 14.0 asks PostgreSQL which databases there are, ahead of every request without a session: while
     # it can't it answers nothing at all but 500.
     conf = {"dbfilter": None}
-    with proxied_stack(series, workers, {"IMDISPATCHER_POLL_INTERVAL": "1"}, conf=conf) as stack:
+    environment = {"IMDISPATCHER_POLL_INTERVAL": "1"}
+    with Stack(series, workers, environment=environment, conf=conf, proxy=True) as stack:
         yield stack
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bus_alt_connection.listener import _delay
-from tests.proxied import proxied_stack
+from stack.stack import Stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.flow import flowing
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.variants(spare=["14.0-threaded"])
 @pytest.fixture(scope="module")
 def stack(variant):
     # Without polling: what arrives here was pushed, or caught up with.
-    with proxied_stack(*variant, {"IMDISPATCHER_POLL_INTERVAL": "0"}, jobs=False) as stack:
+    with Stack(*variant, environment={"IMDISPATCHER_POLL_INTERVAL": "0"}, jobs=False, proxy=True) as stack:
         yield stack
 
 

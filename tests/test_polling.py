@@ -12,7 +12,6 @@ from stack import clients
 from stack.sender import MESSAGE_TYPE
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record
 from tests.support.flow import flowing
 from tests.support.traffic import statements
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork", "19.0-threaded
 
 @pytest.fixture(scope="module")
 def stack(variant):
-    with proxied_stack(*variant, {"IMDISPATCHER_POLL_INTERVAL": "1"}) as stack:
+    with Stack(*variant, environment={"IMDISPATCHER_POLL_INTERVAL": "1"}, proxy=True) as stack:
         yield stack
 
 
@@ -188,7 +187,7 @@ def test_with_nothing_configured_but_a_pooler_messages_arrive():
 
 
 def test_polling_can_be_switched_off():
-    with proxied_stack("19.0", 0, {"IMDISPATCHER_POLL_INTERVAL": "0"}) as stack:
+    with Stack("19.0", environment={"IMDISPATCHER_POLL_INTERVAL": "0"}, proxy=True) as stack:
         close_the_direct_way(stack)
         with subscribed(stack, "tests") as client:
             mark = stack.server.log_mark()

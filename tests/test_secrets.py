@@ -7,7 +7,7 @@ import requests
 
 from bus_alt_connection import settings
 from stack.postgres import PASSWORD as SERVER_PASSWORD
-from tests.proxied import proxied_stack
+from stack.stack import Stack
 from tests.support.variants import VARIANTS
 
 # Of words, so that a part of one is found as well, and of characters that mean something to somebody on the way.
@@ -43,7 +43,7 @@ def stack(request):
         "options": ["--log-handler=odoo.addons.bus_alt_connection:DEBUG"],
         "pooler_options": {"password": POOLER_PASSWORD},
     }
-    with proxied_stack(series, workers, environment, **options) as stack:
+    with Stack(series, workers, environment=environment, proxy=True, **options) as stack:
         yield stack
 
 

@@ -12,7 +12,6 @@ from stack import ports
 from stack.postgres import PostgreSQL
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.traffic import statements
 from tests.support.variants import VARIANTS
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded")
 
 @pytest.fixture(scope="module")
 def stack(variant):
-    with proxied_stack(*variant, ENVIRONMENT) as stack:
+    with Stack(*variant, environment=ENVIRONMENT, proxy=True) as stack:
         yield stack
 
 
@@ -200,7 +199,8 @@ def test_idle_session_timeout_does_not_cut_the_listener(stack, client):
 
 
 def test_zero_switches_the_check_off_but_for_the_first():
-    with proxied_stack("19.0", 0, {"IMDISPATCHER_CHECK_INTERVAL": "0"}) as stack, stack.client():
+    environment = {"IMDISPATCHER_CHECK_INTERVAL": "0"}
+    with Stack("19.0", environment=environment, proxy=True) as stack, stack.client():
         wait_until_confirmed(stack)
         assert len(checks(stack, 0)) == 1
         mark = stack.server.log_mark()

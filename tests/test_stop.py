@@ -8,7 +8,6 @@ import pytest
 
 from stack.odoo import series_number
 from stack.stack import Stack
-from tests.proxied import proxied_stack
 
 # Seconds, for a busy machine.
 TOLERANCE = 3
@@ -70,8 +69,7 @@ def test_sigterm_ends_odoo_while_its_listener_tries_to_connect(variant):
 def _end(variant, before=None, **arguments):
     """Have an Odoo end that somebody listens to, and return how it did."""
     options = ["--log-handler=odoo.service.server:DEBUG"]
-    stack = proxied_stack if before else Stack
-    with stack(*variant, options=options, jobs=False, **arguments) as stack:
+    with Stack(*variant, options=options, jobs=False, proxy=before is not None, **arguments) as stack:
         threaded, with_stop_hook = not stack.odoo.workers, stack.build.with_stop_hook
         client = stack.client()
         # Late 15.0 answers it, if the database is there.

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import psycopg2
 import websocket
 
+from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.proxied import proxied_stack
 
 CLIENTS = 50
 CHANNELS = 10
@@ -264,7 +264,7 @@ def soak(minutes, seed, say):
     """Run for so many minutes; return the `Soak`."""
     chance = random.Random(seed)
     faults = []
-    with proxied_stack("19.0", 2, ENVIRONMENT) as stack:
+    with Stack("19.0", 2, environment=ENVIRONMENT, proxy=True) as stack:
         session = stack.client(channels=())._session_id
         browsers = [Browser(stack, session, "channel %d" % (number % CHANNELS)) for number in range(CLIENTS)]
         wait_until(lambda: all(browser.away for browser in browsers), 60, "all browsers to connect")
