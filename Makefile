@@ -29,7 +29,7 @@ PYLINT_7_STAMP := $(PYLINT_7)/stamp
 BENCH := .stack/bench
 BENCH_STAMP := $(BENCH)/stamp
 
-.PHONY: help demo test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help demo unit test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,10 @@ help: ## list these targets
 demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 	@exec $(TOOLS_PYTHON) -m demo $(ARGS)
 
-test: $(TOOLS_STAMP) ## run the tests, JOBS=2 at a time (ARGS="..." goes to pytest)
+unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="..." goes to pytest)
+	@exec $(TOOLS_PYTHON) -m pytest tests/unit $(ARGS)
+
+test: $(TOOLS_STAMP) ## run all tests, JOBS=2 at a time (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
 matrix: $(TOOLS_STAMP) ## the main tests on all Odoo source trees in TREES=/folder, JOBS=2 at a time

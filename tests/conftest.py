@@ -1,6 +1,5 @@
-"""What all tests share: the variants of Odoo that they run on, and stacks of it."""
+"""Options of all tests, the variants of Odoo that they lead to, and which tests run side by side."""
 
-import contextlib
 import os
 import re
 
@@ -9,9 +8,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 from stack.builds import use_tree
 from stack.odoo import series_number
-from stack.pgbouncer import PgBouncer
-from stack.postgres import PostgreSQL
-from stack.stack import Stack
 from tests.support.variants import MODES, VARIANTS
 
 
@@ -46,6 +42,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.get_closest_marker("matrix")]
 
 
+# Here, since in a folder's own conftest.py its turn, and so the names of tests, depend on what pytest was asked for.
 def pytest_generate_tests(metafunc):
     """Run what uses ``variant`` on all variants, or on those that its marker ``variants`` names."""
     if "variant" not in metafunc.fixturenames:
@@ -62,43 +59,6 @@ def pytest_generate_tests(metafunc):
     if not metafunc.config.getoption("--odoo"):
         chosen = [name for name in chosen if name not in options.get("spare", ())]
     metafunc.parametrize("variant", chosen, indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
-def variant(request):
-    """Series and number of workers, one variant after the other."""
-    return VARIANTS[request.param]
-
-
-@pytest.fixture(scope="module")
-def stack(variant):
-    """A stack with our addon, shared by the tests of a module: leave it as it was."""
-    series, workers = variant
-    # Jobs of Odoo's own have troubles of their own.
-    with Stack(series, workers, jobs=False) as stack:
-        yield stack
-
-
-@pytest.fixture
-def new_stack(variant):
-    """Return a function that starts a stack for one test; arguments are those of Stack."""
-    series, workers = variant
-    with contextlib.ExitStack() as stacks:
-        yield lambda **arguments: stacks.enter_context(Stack(series, workers, **arguments))
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A PostgreSQL, for tests that need no Odoo."""
-    with PostgreSQL() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pooler(server):
-    """A PgBouncer in front of ``server``, be it this one or one of the module's own."""
-    with PgBouncer(server) as pooler:
-        yield pooler
 
 
 class _ByStack(LoadScopeScheduling):

@@ -17,7 +17,7 @@ from stack.postgres import PASSWORD, USER, NewCluster, PostgreSQL
 from stack.proxy import black_hole
 from stack.stack import ADDON
 from stack.waiting import wait_until
-from tests.test_tls import make_authority, make_certificate
+from tests.support.certificates import make_authority, make_certificate
 
 CHECK = ADDON / "bus_alt_connection" / "check.py"
 WRONG_PASSWORD = "zulu'yankee=xray whiskey"

@@ -1,101 +1,22 @@
 """A path that dies without a word: packets vanish, and nobody is told."""
 
-import contextlib
 import json
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-import psycopg2
 import pytest
 import requests
 
-from bus_alt_connection import connection
-from bus_alt_connection.listener import Listener
-from bus_alt_connection.settings import Settings
-from bus_alt_connection.supervisor import Supervisor
 from stack.builds import find_build, run_python
-from stack.namespaces import Network, Unavailable
 from stack.postgres import PASSWORD, USER, PostgreSQL
-from stack.proxy import Proxy, black_hole
+from stack.proxy import black_hole
 from stack.stack import ADDON, Stack
-from stack.waiting import wait_until
+from tests.support.background import background, in_background  # noqa: F401
+from tests.support.network import network
 
 SILENT = r"ERROR .*can't listen on database postgres: the path to \S+ is silent"
 
 
 pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
-
-
-class Feed:
-    """One who listens to the bus, as far as a listener knows."""
-
-    channels = frozenset(["imbus"])
-
-    def put(self, notifications):
-        pass
-
-
-def parameters(server, dbname="postgres"):
-    return {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD, "dbname": dbname}
-
-
-@contextlib.contextmanager
-def listening(server, through, settings):
-    """A listener with its supervisor in this very process; yields the former once it is confirmed."""
-    listener = Listener("postgres", parameters(through), lambda: False)
-    feed = Feed()
-    listener.add(feed)
-    Supervisor(listener, lambda dbname: parameters(server, dbname), set(), settings)
-    try:
-        wait_until(lambda: listener.session and listener.session.confirmed, 10, "the first check")
-        yield listener
-    finally:
-        listener.remove(feed)
-
-
-def seconds_until_dropped(settings, deadline, stop=None):
-    """Swallow the path of a new listener right after its first check, when the next is furthest."""
-    with PostgreSQL() as server, Proxy((server.host, server.port)) as proxy:
-        with listening(server, proxy, settings) as listener:
-            session = listener.session
-            proxy.swallow()
-            began = time.monotonic()
-
-            def dropped():
-                return listener.session is not session or stop and stop.is_set()
-
-            wait_until(dropped, deadline, "the listener to give up a silent path", 0.05)
-            return time.monotonic() - began
-
-
-# What takes long, though it does next to nothing, runs while the other tests do -------------------------------------
-
-_waits = {}
-
-
-def in_background(function):
-    """Make a test of ``function``, which begins with this module and runs beside it."""
-
-    def test(background):
-        background(function)
-
-    test.__name__ = function.__name__
-    _waits[function.__name__] = function
-    return test
-
-
-@pytest.fixture(scope="module", autouse=True)
-def background(request):
-    stop = threading.Event()
-    wanted = {item.originalname for item in request.session.items if item.module is request.module}
-    with ThreadPoolExecutor(len(_waits)) as executor:
-        running = {function: executor.submit(function, stop) for name, function in _waits.items() if name in wanted}
-        yield lambda function: running[function].result()
-        stop.set()
-
-
-# On real Odoo ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,30 +87,6 @@ def test_a_silent_path_is_noticed_and_replaced_and_nothing_is_lost(proxied):
     assert "Traceback" not in proxied.odoo.log_since(mark)
 
 
-# In this process ------------------------------------------------------------
-
-
-def test_a_silent_path_is_noticed_within_the_configured_interval():
-    settings = Settings()
-    settings.check_interval = 3.0
-    assert seconds_until_dropped(settings, 20) < 4
-
-
-@in_background
-def test_a_silent_path_is_noticed_within_60_s_by_default(stop):
-    took = seconds_until_dropped(Settings(), 90, stop)
-    assert took < 61
-
-
-@in_background
-def test_connecting_is_given_up_after_5_s_by_default(_stop):
-    with black_hole() as (host, port):
-        began = time.monotonic()
-        with pytest.raises(psycopg2.OperationalError, match="%s:%s: no answer in 5 s" % (host, port)):
-            connection.connect({"host": host, "port": port, "user": USER})
-        assert 4.9 < time.monotonic() - began < 8
-
-
 @pytest.mark.matrix
 @pytest.mark.variants(spare=["14.0-prefork", "19.0-prefork"])
 def test_the_kernel_watches_every_connection_as_far_as_libpq_can_tell_it(variant):
@@ -215,21 +112,16 @@ def test_the_kernel_watches_every_connection_as_far_as_libpq_can_tell_it(variant
         print(json.dumps([extensions.libpq_version(), options]))
     """
     with PostgreSQL() as server:
+        parameters = {
+            "host": server.host,
+            "port": server.port,
+            "user": USER,
+            "password": PASSWORD,
+            "dbname": "postgres",
+        }
         # With the psycopg2, and so the libpq, of this very Odoo.
-        libpq, options = run_python(find_build(variant[0]), script, ADDON, json.dumps(parameters(server)))
+        libpq, options = run_python(find_build(variant[0]), script, ADDON, json.dumps(parameters))
     assert options == [1, 15, 5, 3, 10000 if libpq >= 120000 else 0]
-
-
-# With packets that really get lost --------------------------------------------
-
-
-@contextlib.contextmanager
-def network():
-    try:
-        with Network() as network, network.near():
-            yield network
-    except Unavailable as error:
-        pytest.skip(str(error))
 
 
 @in_background
@@ -257,18 +149,3 @@ def test_lost_packets_are_noticed_without_a_check_as_well(_stop):
             stack.send("tests", "after")
             client.wait_for("after")
             assert client.messages == ["before", "polled", "after"]
-
-
-@in_background
-def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
-    with network() as cable, PostgreSQL() as server:
-        with Proxy((server.host, server.port), cable.listening()) as proxy:
-            direct, _ = connection.connect(parameters(proxy))
-            assert direct.execute("SELECT 1") == [(1,)]
-            cable.unplug()
-            began = time.monotonic()
-            with pytest.raises(psycopg2.OperationalError, match="timed out"):
-                # We are more patient than the kernel, whose verdict is to be seen here.
-                direct.execute("SELECT 2", timeout=40)
-            assert 8 < time.monotonic() - began < 25
-            direct.close()

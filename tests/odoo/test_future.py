@@ -3,16 +3,12 @@
 import contextlib
 import json
 import re
-import select
 
 import pytest
 
-from bus_alt_connection.cursor import Feed, ListeningCursor
-from bus_alt_connection.listener import Listener
 from stack.builds import find_build
 from stack.database import DATABASE
 from stack.odoo import default_load
-from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
 from tests.support import addonlog, traffic
@@ -110,40 +106,3 @@ def _trigger(stack):
 
 def _looks_for_jobs(stack, mark):
     return any("ir_cron" in one.text and one.pooled for one in traffic.statements(stack, mark))
-
-
-class _SQL:
-    """All that ``odoo.tools.SQL`` tells of itself from 19.1 on."""
-
-    def __init__(self, code, *params):
-        self._sql_tuple = (code, params, ())
-
-
-@contextlib.contextmanager
-def _cursor(server):
-    parameters = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    missing = []
-    listener = Listener("postgres", parameters, lambda: False)
-    feed = Feed(listener, missing.append)
-    listener.add(feed)
-    with ListeningCursor(feed, "postgres", None, missing.append) as cursor:
-        yield cursor, missing
-
-
-def test_statements_may_be_objects_as_they_are_from_19_1_on():
-    with PostgreSQL() as server, _cursor(server) as (cursor, missing):
-        cursor.execute(_SQL('LISTEN "channel"'))
-        cursor.commit()
-        cursor.execute(_SQL("SELECT pg_notify('channel', %s), %s", "hello", 3))
-        assert cursor.fetchall() == [("", 3)]
-        assert select.select([cursor._cnx], [], [], 5)[0]
-        cursor._cnx.poll()
-        assert [(one.channel, one.payload) for one in cursor._cnx.notifies] == [("channel", "hello")]
-        assert missing == []
-
-
-def test_a_statement_of_an_unknown_kind_is_something_that_is_missing():
-    with PostgreSQL() as server, _cursor(server) as (cursor, missing):
-        with pytest.raises(TypeError):
-            cursor.execute(object())
-        assert missing == ["ListeningCursor.execute(object)"]

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from bus_alt_connection.listener import _delay
 from stack.stack import Stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.flow import flowing
@@ -123,13 +122,6 @@ def test_a_time_without_postgresql_is_survived(stack, client, end):
     assert client.messages == ["one", "two"]
     said = [(found.level, found.message) for found in records(stack, begin, bus_pid(stack))]
     assert [level for level, _ in said] == ["WARNING", "INFO"], said
-
-
-def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
-    for attempts, longest in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 3.2), (7, 5), (100000, 5)):
-        delays = {_delay(attempts) for _ in range(200)}
-        assert longest / 2 <= min(delays) < longest * 0.6
-        assert longest * 0.9 < max(delays) <= longest
 
 
 def undisturbed(stack, mark, server_mark):

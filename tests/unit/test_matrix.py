@@ -95,16 +95,16 @@ def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch,
     def call(command, log):
         commands.append(command)
         outcome = second if len(commands) > 1 else "<failure/>"
-        cases = '<testcase classname="tests.test_stop" name="test_a[13.0-prefork]">%s</testcase>' % outcome
+        cases = '<testcase classname="tests.odoo.test_stop" name="test_a[13.0-prefork]">%s</testcase>' % outcome
         if len(commands) == 1:
-            cases += '<testcase classname="tests.test_stop" name="test_b"/>'
+            cases += '<testcase classname="tests.odoo.test_stop" name="test_b"/>'
         (tmp_path / "13.0-prefork.xml").write_text("<testsuite>%s</testsuite>" % cases)
         return int(bool(outcome))
 
     monkeypatch.setattr(runner, "_call", call)
     row = matrix.Row("13.0", None, "13.0", ["--odoo=13.0"])
     assert str(runner.run(row, "prefork")) == said
-    assert "tests/test_stop.py::test_a[13.0-prefork]" in commands[1]
+    assert "tests/odoo/test_stop.py::test_a[13.0-prefork]" in commands[1]
     assert "tests" not in commands[1]
 
 

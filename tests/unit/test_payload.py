@@ -1,0 +1,67 @@
+"""Whatever anybody sends on imbus, Odoo's dispatcher gets only what it can read."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bus_alt_connection.listener import digestible
+from tests.support.payloads import HOSTILE, READERS
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.integers(-(2**70), 2**70)
+_json_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=30,
+)
+_channels = st.text(max_size=20) | st.lists(st.text(max_size=20) | st.integers(0, 10**9), max_size=4)
+#: texts that look like payloads, more or less
+_payloads = st.one_of(
+    st.text(max_size=200),
+    st.text(alphabet='[]{}",:\\u0019dD8eEtfn- \n\x00\ud800', max_size=60),
+    st.builds(json.dumps, _json_values, ensure_ascii=st.booleans()),
+    st.builds(json.dumps, st.lists(_json_values, max_size=4), ensure_ascii=st.booleans()),
+    st.builds(json.dumps, st.lists(_channels, max_size=4), ensure_ascii=st.booleans()),
+)
+
+
+def _dispatch(payload):
+    """Do with ``payload`` what the dispatchers of all series do; return the channels."""
+    seen = []
+    for loads in READERS:
+        found = []
+        found.extend(loads(payload))
+        seen.append({tuple(channel) if isinstance(channel, list) else channel for channel in found})
+    assert seen[1:] == seen[:-1]
+    return seen[0]
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_payloads)
+@example('["\\ud800"]')
+@example("[[1e999]]")
+@example("[NaN]")
+@example("[[18446744073709551616]]")
+@example('[{"a": 1}]')
+@example('["\\u0000\\u2028"]')
+def test_what_is_digestible_can_be_read_by_the_bus_of_every_series(payload):
+    clean = digestible(payload)
+    if clean is not None:
+        _dispatch(clean)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_channels, max_size=5))
+@example([["bus_alt", "res.partner", 3], ["bus_alt", "broadcast"], "tests", ["bus_alt", "ir.attachment", 4, "😀"]])
+def test_what_odoo_sends_is_digestible_and_stays_what_it_is(channels):
+    for payload in (json.dumps(channels, separators=(",", ":")), json.dumps(channels, ensure_ascii=False)):
+        assert json.loads(digestible(payload)) == channels
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_payloads_are_refused_or_harmless(name):
+    clean = digestible(HOSTILE[name])
+    assert (clean is None) == (name != "NUL, escaped")
+    if clean is not None:
+        assert _dispatch(clean) == {"\0"}
