@@ -7,6 +7,7 @@ It stays until Ctrl-C or SIGTERM. As soon as all is up, ``.stack/up.json`` says 
 ``ODOO``       a source tree of Odoo; default: the package of Debian
 ``PYTHON``     interpreter for that tree
 ``WORKERS``    number of HTTP workers; default 0, a threaded server
+``CRON``       number of cron threads, or of cron workers beside HTTP workers; default 1
 ``ADDON``      a folder that holds a ``bus_alt_connection`` to load; default: this one; ``none``: without
 ``POOLER``     ``pgbouncer`` (default) or ``none``
 ``MODULES``    what to install, separated by commas; default ``bus``
@@ -61,6 +62,9 @@ def stack_from(environ):
     workers = value("WORKERS", "0")
     if not workers.isdecimal():
         raise Refused("WORKERS=%s: not a number" % workers)
+    cron = value("CRON", "1")
+    if not cron.isdecimal():
+        raise Refused("CRON=%s: not a number" % cron)
     addon = value("ADDON", str(ADDON))
     if addon == "none":
         addon = None
@@ -87,6 +91,7 @@ def stack_from(environ):
             python=value("PYTHON"),
             environment={name: text for name, text in environ.items() if re.match(r"(ODOO_)?IMDISPATCHER_", name)},
             load=value("LOAD"),
+            conf={"max_cron_threads": int(cron)},
         )
     except RuntimeError as error:  # no such build
         raise Refused(error) from error
