@@ -3,7 +3,7 @@
     python -m tools.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
 
 Each Odoo is run threaded and prefork, some of these side by side. What pytest prints is kept in ``.stack/matrix/``.
-A run of all series in which nothing failed is written to ``docs/matrix.rst``, and into ``README.rst``.
+A run of all series in which nothing failed is written to ``docs/matrix.rst``.
 """
 
 import argparse
@@ -33,9 +33,6 @@ from tests.support.variants import MODES
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = CACHE / "matrix"
 DOCUMENT = ROOT / "docs" / "matrix.rst"
-README = ROOT / "README.rst"
-#: lines of README.rst, the table is between them
-BEGIN, END = ".. written by make matrix, from here", ".. to here"
 
 # Besides the one that suits a series best: 12.0 was made for Python 3.5, and 3.6 is the oldest that there still is.
 ALSO_ON = {"12.0": "3.6"}
@@ -281,17 +278,6 @@ def _version(command):
     return re.search(r"\d+(\.\d+)+", run(command))[0]
 
 
-def write(text):
-    """Put the text where people read it; return the names of the files."""
-    DOCUMENT.write_text(text)
-    readme = README.read_text()
-    begin, end = readme.find(BEGIN + "\n"), readme.find("\n" + END + "\n")
-    if not 0 <= begin < end:
-        return [DOCUMENT.name]
-    README.write_text(readme[: begin + len(BEGIN)] + "\n\n" + text + readme[end:])
-    return [DOCUMENT.name, README.name]
-
-
 def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -319,7 +305,8 @@ def main():
         why = "arguments for pytest" if arguments else "no %s" % ", ".join(missing) if missing else "failures"
         print("docs/%s is left as it was: %s." % (DOCUMENT.name, why))
     else:
-        print("Written to %s." % " and ".join(write(text)))
+        DOCUMENT.write_text(text)
+        print("Written to docs/%s." % DOCUMENT.name)
     return 0 if well else 1
 
 

@@ -1,4 +1,8 @@
-"""The matrix names what it can not run, and fails if anything did, or if nothing ran."""
+"""The matrix names what it can not run, fails if anything did, or if nothing ran, and makes a table of the rest."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,14 +112,21 @@ def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch,
     assert "tests" not in commands[1]
 
 
-def test_the_table_of_the_readme_is_replaced_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix, "DOCUMENT", tmp_path / "matrix.rst")
-    monkeypatch.setattr(matrix, "README", tmp_path / "README.rst")
-    matrix.README.write_text("before\n\n%s\n\nold\n\n%s\n\nafter\n" % (matrix.BEGIN, matrix.END))
-    for text in ("new\n", "newer\n"):
-        assert matrix.write(text) == ["matrix.rst", "README.rst"]
-        assert matrix.DOCUMENT.read_text() == text
-        assert matrix.README.read_text() == "before\n\n%s\n\n%s\n%s\n\nafter\n" % (matrix.BEGIN, text, matrix.END)
-    matrix.README.write_text("no place for it\n")
-    assert matrix.write("newest\n") == ["matrix.rst"]
-    assert matrix.README.read_text() == "no place for it\n"
+def test_the_table_has_a_row_for_each_odoo_and_a_result_for_each_mode(monkeypatch):
+    monkeypatch.setattr(matrix, "postgres_bin", Path)
+    monkeypatch.setattr(matrix, "pgbouncer_bin", Path)
+    monkeypatch.setattr(matrix, "_version", lambda command: "1.18")
+    monkeypatch.setattr(matrix, "_libpq", lambda build: "15.3")
+    build = SimpleNamespace(series="13.0", python="3.7.9", psycopg2="2.8.6")
+    rows = [matrix.Row("odoo-13", build, "13.0-20221019", []), matrix.Row("again", build, "Debian 13.0", [])]
+    results = {
+        ("odoo-13", "threaded"): matrix.Result(20, [], 60.2),
+        ("odoo-13", "prefork"): matrix.Result(18, ["a::b", "a::c"], 61),
+        ("again", "threaded"): matrix.Result(20, [], 1, 1),
+        ("again", "prefork"): matrix.Result(20, [], 2),
+    }
+    table = [re.split("  +", line) for line in matrix.describe(rows, results).splitlines() if "2.8.6" in line]
+    assert table == [
+        ["13.0", "13.0-20221019", "3.7.9", "2.8.6 (15.3)", "20 passed", "2 failed, 18 passed", "121"],
+        ["13.0", "Debian 13.0", "3.7.9", "2.8.6 (15.3)", "20 passed, 1 when tried again", "20 passed", "3"],
+    ]
