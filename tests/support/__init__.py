@@ -1,0 +1,9 @@
+"""What tests share.
+
+- :mod:`.variants` are the Odoos that they run on
+- :mod:`.addonlog` reads what the addon has logged, :mod:`.traffic` who said what to PostgreSQL, and which way
+- :mod:`.flow` sends messages all the time, :mod:`.discuss` is people who talk in browsers
+- :mod:`.payloads`, :mod:`.secrets`, :mod:`.certificates` and :mod:`.deployment` are what is tried
+- :mod:`.background` runs long tests beside others, :mod:`.network` can be unplugged
+- ``addons/`` are addons for Odoo that listen in ways of their own
+"""
