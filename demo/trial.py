@@ -98,7 +98,7 @@ def versions(stack):
         "Odoo        %s (%s), %s"
         % (stack.series, stack.build.description, "--workers %d" % workers if workers else "threaded"),
         "PgBouncer   %s, pool_mode = %s" % (stack.pooler.show("version")[0]["version"].split()[-1], pool_mode),
-        "PostgreSQL  %s" % stack.server.execute("SHOW server_version")[0][0],
+        "PostgreSQL  %s" % stack.server.value("SHOW server_version"),
     ]
 
 
@@ -149,7 +149,7 @@ def _arrive(client, count, deadline):
 
 
 def _count_rows(stack, known):
-    return stack.server.execute("SELECT count(*) FROM bus_bus WHERE id > %s", (known,), stack.database)[0][0]
+    return stack.server.value("SELECT count(*) FROM bus_bus WHERE id > %s", (known,), stack.database)
 
 
 def _connections(stack):

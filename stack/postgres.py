@@ -111,6 +111,10 @@ class PostgreSQL(Process):
         finally:
             connection.close()
 
+    def value(self, query, params=None, dbname="postgres"):
+        """Return the first value of the first row of :meth:`execute`."""
+        return self.execute(query, params, dbname)[0][0]
+
     def activity(self):
         """Return the rows of ``pg_stat_activity`` for all clients but the one that asks."""
         return self.execute(
@@ -119,7 +123,7 @@ class PostgreSQL(Process):
 
     def promote(self):
         """Make a primary of this standby; returns when it accepts writes."""
-        if not self.execute("SELECT pg_promote()")[0].pg_promote:
+        if not self.value("SELECT pg_promote()"):
             raise RuntimeError("no promotion of %r\n%s" % (self, self.log_tail()))
 
     def standby(self, settings=None):

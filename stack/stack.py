@@ -171,7 +171,7 @@ class Stack:
 
     def last_id(self):
         """Return the id of the last row in bus_bus, 0 if there is none."""
-        return self.server.execute("SELECT coalesce(max(id), 0) FROM bus_bus", dbname=self.database)[0][0]
+        return self.server.value("SELECT coalesce(max(id), 0) FROM bus_bus", dbname=self.database)
 
     # Facts
 

@@ -74,7 +74,7 @@ def trigger(stack, dbname=DATABASE):
 
 
 def runs(stack, dbname=DATABASE):
-    return stack.server.execute("SELECT count(*) FROM ir_logging WHERE message = 'our job ran'", dbname=dbname)[0][0]
+    return stack.server.value("SELECT count(*) FROM ir_logging WHERE message = 'our job ran'", dbname=dbname)
 
 
 def wait_for_run(stack, after, dbname=DATABASE):

@@ -172,7 +172,7 @@ def _not_blamed(stack, client, mark, server_mark, pid):
 
 
 def test_idle_session_timeout_does_not_cut_the_listener(stack, client):
-    if stack.server.execute("SHOW server_version_num")[0].server_version_num < "140000":
+    if stack.server.value("SHOW server_version_num") < "140000":
         pytest.skip("this PostgreSQL has no idle_session_timeout")
     mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
     stack.server.settings["idle_session_timeout"] = "500ms"

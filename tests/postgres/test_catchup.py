@@ -321,4 +321,4 @@ class _timed:
 
 
 def _snapshot(server):
-    return server.execute(catchup.SNAPSHOT + " AS snapshot")[0].snapshot
+    return server.value(catchup.SNAPSHOT)

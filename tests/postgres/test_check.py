@@ -148,7 +148,7 @@ def test_right_settings_pass_and_show_what_is_where(run, server, pooler, where):
         arguments = ["--db_host", conf["db_host"], "--db_port=%s" % conf["db_port"], "-r", USER]
         conf = {"db_host": "elsewhere.invalid", "db_port": "1", "db_user": "nobody", "db_password": PASSWORD}
     output = run(conf, variables, *arguments, **options)
-    version = server.execute("SHOW server_version")[0][0].split()[0]
+    version = server.value("SHOW server_version").split()[0]
     assert row(output, "ordinary") == ["pooler", version, "primary", "same", "no"]
     assert row(output, "direct")[:-1] == ["server", version, "primary", "same"]
     assert row(output, "direct")[-1].startswith("TLSv1.")
