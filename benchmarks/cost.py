@@ -6,6 +6,7 @@ import logging
 import re
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -162,13 +163,16 @@ class _Everything:
         self.channels = frozenset([channel])
 
     def put(self, notifications):
-        pass
+        return True
 
 
 def _listen(count, direct_port, pooler_port):
     from bus_alt_connection import settings
-    from bus_alt_connection.listener import BUS_CHANNEL, Listener
-    from bus_alt_connection.supervisor import Supervisor
+    from bus_alt_connection.catchup import Backlog
+    from bus_alt_connection.connection import connect
+    from bus_alt_connection.listener import DirectSession, Listener
+    from bus_alt_connection.payload import BUS_CHANNEL
+    from bus_alt_connection.supervisor import LISTENING, Supervisor
     from stack.postgres import PASSWORD, USER
     from stack.waiting import wait_until
 
@@ -178,14 +182,21 @@ def _listen(count, direct_port, pooler_port):
         login = {"user": USER, "password": PASSWORD, "dbname": database}
         return {"host": "127.0.0.1", "port": port, **login}
 
-    supervisors = []
+    def direct():
+        return connect(parameters(direct_port, "postgres"), DirectSession)
+
+    def ordinary(database):
+        return connect(parameters(pooler_port, database))
+
+    supervisors, feeds = [], []
     for _ in range(count):
-        listener = Listener("postgres", parameters(direct_port, "postgres"), lambda: False)
-        listener.add(_Everything(BUS_CHANNEL))
-        supervisors.append(
-            Supervisor(listener, lambda name: parameters(pooler_port, name), set(), settings.read({}, {}))
-        )
-    wait_until(lambda: all(one.status()["status"] == "pass" for one in supervisors), 60, "all listeners")
+        listener = Listener("postgres", direct, lambda: False, lambda event: None)
+        feeds.append(_Everything(BUS_CHANNEL))
+        listener.add(feeds[-1])
+        supervisors.append(Supervisor(listener, ordinary, set(), Backlog(ordinary), settings.read({}, {})))
+        for one in (listener, supervisors[-1]):
+            threading.Thread(target=one.run, daemon=True).start()
+    wait_until(lambda: all(one.mode == LISTENING for one in supervisors), 60, "all listeners")
     print("all listen", flush=True)
     sys.stdin.read()
 

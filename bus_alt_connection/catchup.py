@@ -9,9 +9,9 @@ commits late, so neither ids nor dates come in the order in which rows appear.
 """
 
 import collections
-import time
+import contextlib
 
-from . import connection
+import psycopg2
 
 # Seconds. NOTIFY follows the commit of its rows in a transaction of its own: rows
 # this much older than a snapshot may still have their NOTIFY before them.
@@ -19,79 +19,141 @@ MARGIN = 10.0
 # Seconds. How far back by date, besides, when the past is not known for sure: at
 # the start, and after a failover, where transaction ids may have been set back.
 OVERLAP = 60.0
+# Rows that are committed later than others with a higher id are no further behind them.
+LATE_IDS = 100000
+# Seconds for one look, in the server too. The first may have to read the whole table.
+LOOK_TIMEOUT = 30.0
+# Seconds until a database that could not be asked is asked again, doubling.
+FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 
-# Of the row's 32 bits of transaction id, and today's 64.
-_XMIN = "now_.xmax - (now_.xmax - b.xmin::text::bigint) %% 4294967296"
-_HORIZON = (
-    "SELECT txid_current_snapshot() AS snapshot,"
-    " txid_snapshot_xmax(txid_current_snapshot()) AS xmax"
-)
+# Transaction ids of rows have 32 bits, those of today 64.
+_TXID = "next - (next - xmin::text::bigint) %% 4294967296"
 # A snapshot does not know the subtransactions (savepoints) under way, and takes their
 # rows for visible. So all that came after its oldest transaction is new, but for those
-# rows that are known by their id: the second array, when it was asked last.
-_MISSED = (
-    "SELECT now_.snapshot::text, array(SELECT DISTINCT b.channel FROM bus_bus b WHERE"
-    " " + _XMIN + " >= txid_snapshot_xmin(%s::txid_snapshot)"
-    " AND b.id NOT IN (SELECT unnest(%s::bigint[]))"
-    " OR b.create_date > now() AT TIME ZONE 'UTC' - %s * interval '1 second'),"
-    " array(SELECT b.id FROM bus_bus b WHERE"
-    " " + _XMIN + " >= txid_snapshot_xmin(now_.snapshot))"
-    " FROM (" + _HORIZON + ") now_"
-)
+# rows that are known by their id: the last column, when it was asked last. There is no
+# index on anything but the id. On one line, for who reads it in the server's log.
+_MISSED = """
+    WITH today AS (
+        SELECT txid_current_snapshot() AS snapshot, txid_snapshot_xmin(txid_current_snapshot()) AS oldest,
+               txid_snapshot_xmax(txid_current_snapshot()) AS next
+    ), tail AS (
+        SELECT id, channel, TXID AS txid,
+               create_date > now() AT TIME ZONE 'UTC' - %(overlap)s * interval '1 second' AS young
+          FROM bus_bus, today WHERE id > %(floor)s
+    ), found AS (
+        SELECT tail.* FROM tail, today
+         WHERE young OR txid >= LEAST(oldest, txid_snapshot_xmin(%(since)s::txid_snapshot))
+    )
+    SELECT snapshot::text, (SELECT coalesce(max(id), 0) FROM bus_bus),
+           array(SELECT DISTINCT channel FROM found WHERE young OR id NOT IN (SELECT unnest(%(known)s::bigint[]))
+                 AND txid >= txid_snapshot_xmin(%(since)s::txid_snapshot)),
+           array(SELECT id FROM found WHERE txid >= oldest)
+      FROM today
+"""
+_MISSED = " ".join(_MISSED.split()).replace("TXID", _TXID)
 
-#: what `Backlog.all_heard` wants to know
-SNAPSHOT = "SELECT txid_current_snapshot()::text"
+#: a moment: monotonic seconds, snapshot, ids of rows beyond it that are known, highest id
+_Mark = collections.namedtuple("_Mark", "at snapshot known highest")
+#: monotonic seconds of the next look; seconds to wait if it fails; see `Backlog.owe`
+_Owed = collections.namedtuple("_Owed", "due delay overlap")
 
 
 class Backlog(object):
-    """What each database's bus_bus got since it was last asked.
+    """What each database's bus_bus got since it was last known; one for each process.
 
-    ``parameters_for(database)`` gives the libpq keywords of the ordinary way.
+    ``open_ordinary(database)`` returns a `connection.Connection` the ordinary way. What
+    can't be asked stays owed, and as long as anything is, no mark moves forward.
     """
 
-    def __init__(self, parameters_for):
-        self._parameters_for = parameters_for
-        self._began = time.monotonic()
-        #: (monotonic seconds, snapshot, no ids) of moments when all was heard
+    def __init__(self, open_ordinary):
+        self._open = open_ordinary
+        self._began = None
+        #: marks of when all was heard, in all databases of the cluster
         self._heard = collections.deque(maxlen=20)
-        #: database -> (monotonic seconds, snapshot, ids) when it was last asked
+        #: database -> mark of when it was last asked
         self._asked = {}
-        self._with_bus = set()
+        self._owed = {}
+        #: whether any of the databases could be asked when they last were
+        self.works = False
 
-    def all_heard(self, snapshot):
-        """Take note that whatever ``snapshot`` shows has been notified, or will be.
+    def begin(self, now):
+        """From now on somebody wants to know; what is older is nobody's."""
+        if self._began is None:
+            self._began = now
 
-        Snapshots hold for all databases of a cluster.
+    def heard_up_to(self, snapshot, now):
+        """Take note that whatever ``snapshot``, a text, shows has been notified or will be.
+
+        Snapshots hold for all databases of a cluster. Ignored while anything is owed.
         """
-        self._heard.append((time.monotonic(), snapshot, []))
+        if not self._owed:
+            self._heard.append(_Mark(now, snapshot, [], 0))
 
-    def missed(self, database, overlap=True):
-        """Return the channels that got rows in ``database``, as JSON texts.
+    def owe(self, databases, now, afresh=False):
+        """Have ``databases`` asked at ``now``, or when their back-off is over.
 
-        ``overlap``: look further back by date as well, see `OVERLAP`. A database
-        without bus_bus has none. Raises ``psycopg2.Error``.
+        ``afresh``: the server is just back: at once, and further back by date as well.
         """
-        now = time.monotonic()
-        since, snapshot, known = self._since(database)
-        overlap = now - since + OVERLAP if overlap or snapshot is None else 0
-        with connection.connect(self._parameters_for(database))[0] as pooled:
-            if database not in self._with_bus:
-                ((exists,),) = pooled.execute("SELECT to_regclass('bus_bus') IS NOT NULL")
-                if not exists:
-                    return []
-                self._with_bus.add(database)
-            ((snapshot, channels, known),) = pooled.execute(
-                _MISSED, (snapshot, known, overlap)
-            )
-        self._asked[database] = (now, snapshot, known)
-        return channels
+        self.begin(now)
+        for database in databases:
+            owed = self._owed.setdefault(database, _Owed(now, FIRST_DELAY, False))
+            if afresh:
+                self._owed[database] = owed._replace(due=now, overlap=True)
 
-    def _since(self, database):
-        """Return when nothing was known to be missing, in which snapshot and rows."""
-        known = [(self._began, None, [])]
-        if database in self._asked:
-            known.append(self._asked[database])
+    def forget(self, database):
+        """The database is gone."""
+        self._owed.pop(database, None)
+        self._asked.pop(database, None)
+
+    @property
+    def due(self):
+        """Monotonic seconds of when something is to be asked; infinite: never."""
+        return min([owed.due for owed in self._owed.values()] or [float("inf")])
+
+    def pay(self, give, now):
+        """Ask the databases that are due; return ``{database: (error, seconds)}`` of what failed.
+
+        It is asked again after so many seconds, at most `LONGEST_DELAY`.
+
+        ``give(channels)`` is called with the channels that got rows in one of them, as
+        JSON texts; it returns whether it took them, else they stay owed.
+        """
+        failed, asked = {}, 0
+        for database, owed in sorted(self._owed.items()):
+            if owed.due > now:
+                continue
+            asked += 1
+            try:
+                channels, mark = self._look(database, owed.overlap, now)
+                if not channels or give(channels):
+                    self._asked[database] = mark
+                    del self._owed[database]
+                    continue
+            except (psycopg2.Error, OSError) as error:
+                failed[database] = error, owed.delay
+            delay = min(2 * owed.delay, LONGEST_DELAY)
+            self._owed[database] = owed._replace(due=now + owed.delay, delay=delay)
+        self.works = len(failed) < asked if asked else self.works
+        return failed
+
+    def _look(self, database, overlap, now):
+        """Return the channels that got rows, and the mark that this sets."""
+        asked = self._asked.get(database, _Mark(self._began, None, [], 0))
         # A notification may have been on its way to a listener already lost: only
         # what was heard well before the last sign of life is sure.
-        known += [one for one in self._heard if one[0] <= self._heard[-1][0] - MARGIN]
-        return max(known, key=lambda one: one[0])
+        sure = [one for one in self._heard if one.at <= self._heard[-1].at - MARGIN]
+        since = max(sure + [asked], key=lambda mark: mark.at)
+        overlap = now - since.at + OVERLAP if overlap or since.snapshot is None else 0
+        values = {"since": since.snapshot, "known": since.known, "overlap": overlap}
+        with contextlib.closing(self._open(database)) as ordinary:
+            if not asked.snapshot and not ordinary.row("SELECT to_regclass('bus_bus') IS NOT NULL")[0]:
+                return [], asked
+            # There as well: who hangs up does not stop what the server is at.
+            ordinary.execute("BEGIN; SET LOCAL statement_timeout = %d" % (LOOK_TIMEOUT * 1000))
+            # Ids that began anew are those of another table of that name.
+            for values["floor"] in (asked.highest - LATE_IDS, 0):
+                snapshot, highest, channels, known = ordinary.row(_MISSED, values, 4, LOOK_TIMEOUT + 1)
+                if highest >= asked.highest:
+                    break
+            ordinary.execute("COMMIT")
+        return channels, _Mark(now, snapshot, known, highest)

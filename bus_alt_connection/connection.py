@@ -1,74 +1,103 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""A connection to PostgreSQL that never waits without a deadline.
+"""A connection to PostgreSQL that never waits without a deadline, and what is there.
 
 psycopg2's ordinary connections wait in libpq for as long as the network likes, and
-under gevent libpq's ``connect_timeout`` does not apply either. An asynchronous one
-leaves the waiting to us: the same code, bounded, in threads and in greenlets.
+under gevent libpq's ``connect_timeout`` does not apply either, nor do its lists of
+hosts. An asynchronous one leaves the waiting to us: the same code, bounded, in threads
+and in greenlets.
 """
 
+import collections
+import contextlib
 import selectors
+import socket
 import time
 
 import psycopg2
 from psycopg2 import extensions
 
-from . import settings
+from .log import redact
+from .settings import HOST_OPTION, PORT_OPTION, address
 
-# Seconds, for one host. ``connect_timeout`` replaces it, if it is one.
+# Seconds, for one address. ``connect_timeout`` replaces it, if it is one.
 CONNECT_TIMEOUT = 5.0
 # Seconds, for one statement.
 QUERY_TIMEOUT = 5.0
+# Whole seconds, for each step of `keeps_session`.
+PROBE_TIMEOUT = 1
 # A path that died without a word is noticed in 15 + 3 * 5 seconds while it is idle,
 # and in 10 while something is on the way. PostgreSQL's documentation of libpq tells
 # which are seconds and which milliseconds.
-KEEPALIVES = {
-    "keepalives": 1,
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-}
-TCP_USER_TIMEOUT = 10000
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+if extensions.libpq_version() >= 120000:
+    KEEPALIVES["tcp_user_timeout"] = 10000
+
+# A server is told from any other, a restarted or promoted copy included, by when it was started.
+_FACTS = (
+    "SELECT pg_backend_pid(), pg_is_in_recovery(), current_database()::text, current_setting('server_version'),"
+    " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+)
+#: what is at the other end: ``pooled``: libpq was told another backend pid than the
+#: server knows, so there is a pooler in between; the converse does not hold
+Facts = collections.namedtuple("Facts", "address backend_pid pooled standby database version started")
 
 
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
     Every method raises ``psycopg2.OperationalError`` once the connection is lost or
-    a deadline has passed; the connection is of no use then.
+    a deadline has passed; the connection is of no use then. No message of a
+    ``psycopg2.Error`` has a password or more than one line.
     """
 
-    def __init__(self, parameters, timeout):
-        self._cnx = psycopg2.connect(async_=1, **parameters)
-        try:
-            self._wait(timeout)
-        except Exception:
-            self.close()
-            raise
-        #: the process that libpq was told serves it; a pooler makes this up
-        self.told_pid = self._cnx.get_backend_pid()
-        self.server_version = self._cnx.server_version
+    def __init__(self, parameters):
+        self.parameters = parameters
+        self._cnx = None
+        with self._plain_errors():
+            try:
+                self._cnx = psycopg2.connect(async_=1, **parameters)
+                self._wait(max(int(parameters.get("connect_timeout") or 0), 0) or CONNECT_TIMEOUT)
+                self.server_version = self._cnx.server_version
+                self.prepare()
+            except Exception:
+                self.close()
+                raise
+
+    def prepare(self):
+        """Done last of connecting; raises ``psycopg2.Error`` if this place is of no use."""
 
     def execute(self, query, values=None, timeout=QUERY_TIMEOUT):
         """Run one statement and return its rows, or None if it has none."""
-        cursor = self._cnx.cursor()
-        cursor.execute(query, values)
-        self._wait(timeout)
-        del self._cnx.notices[:]
-        return cursor.fetchall() if cursor.description else None
+        with self._plain_errors():
+            cursor = self._cnx.cursor()
+            cursor.execute(query, values)
+            self._wait(timeout)
+            del self._cnx.notices[:]
+            return cursor.fetchall() if cursor.description else None
+
+    def row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
+        """Return the one row of ``query``, which has to have so many ``columns``."""
+        rows = self.execute(query, values, timeout)
+        if not rows or len(rows[0]) != columns:
+            # Of a broken pooler, that is: the answer to somebody else's question.
+            raise psycopg2.OperationalError("%s: not the answer" % address(self.parameters))
+        return rows[0]
+
+    def examine(self):
+        """Return the `Facts` on what is at the other end."""
+        pid, *others = self.row(_FACTS, columns=5)
+        return Facts(address(self.parameters), pid, pid != self._cnx.get_backend_pid(), *others)
 
     def receive(self):
         """Return the notifications that have arrived, without waiting for any."""
-        try:
-            self._cnx.poll()
-        except psycopg2.OperationalError as error:
-            # Why the server hangs up arrives as a notice, if there is no statement.
-            reason = (self._cnx.notices or [str(error)])[-1]
-            raise psycopg2.OperationalError(reason) from None
-        return self.take()
-
-    def take(self):
-        """Return the notifications that came along with something else."""
+        with self._plain_errors():
+            try:
+                self._cnx.poll()
+            except psycopg2.OperationalError as error:
+                # Why the server hangs up arrives as a notice, if there is no statement.
+                reason = (self._cnx.notices or [str(error)])[-1]
+                raise psycopg2.OperationalError(reason) from None
         notifications = list(self._cnx.notifies)
         del self._cnx.notifies[:]
         return notifications
@@ -77,13 +106,16 @@ class Connection(object):
         return self._cnx.fileno()
 
     def close(self):
-        self._cnx.close()
+        if self._cnx is not None:
+            self._cnx.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_exception):
-        self.close()
+    @contextlib.contextmanager
+    def _plain_errors(self):
+        try:
+            yield
+        except psycopg2.Error as error:
+            # The first line tells; after it libpq only supposes.
+            raise type(error)(redact(str(error).strip() or repr(error), self.parameters, lines=1)) from None
 
     def _wait(self, timeout):
         deadline = time.monotonic() + timeout
@@ -91,10 +123,8 @@ class Connection(object):
             state = self._cnx.poll()
             if state == extensions.POLL_OK:
                 return
-            event = selectors.EVENT_READ
-            if state == extensions.POLL_WRITE:
-                event = selectors.EVENT_WRITE
-            # libpq may have gone on to another address, hence another descriptor.
+            event = selectors.EVENT_WRITE if state == extensions.POLL_WRITE else selectors.EVENT_READ
+            # libpq may have gone on to another way to log in, hence another descriptor.
             with selectors.DefaultSelector() as selector:
                 selector.register(self._cnx.fileno(), event)
                 left = deadline - time.monotonic()
@@ -102,34 +132,86 @@ class Connection(object):
                     raise psycopg2.OperationalError("no answer in %g s" % timeout)
 
 
-def connect(parameters, examine=None):
-    """Return a `Connection` to the first host of ``parameters`` that takes us.
+def connect(parameters, kind=Connection):
+    """Return a `Connection`, or a ``kind`` of it, to the first of `attempts` that takes us.
 
-    ``examine`` is called with the connection and that host's parameters; it raises
-    ``psycopg2.Error`` if the host is none that we can use. What it returns comes
-    back beside the connection: ``(connection, what examine returned)``.
-
-    Raises ``psycopg2.OperationalError`` with what each host had to say, without
-    secrets.
+    Raises ``psycopg2.OperationalError`` with what each address had to say.
     """
-    lively = dict(KEEPALIVES)
-    if extensions.libpq_version() >= 120000:
-        lively["tcp_user_timeout"] = TCP_USER_TIMEOUT
     problems = []
-    for one in settings.each_host(dict(lively, **parameters)):
+    for one in attempts(parameters):
         try:
-            connection = Connection(one, _timeout(one))
-            try:
-                return connection, examine and examine(connection, one)
-            except Exception:
-                connection.close()
-                raise
+            return kind(one)
         except psycopg2.Error as error:
-            where = settings.address(one)
-            problems.append("%s: %s" % (where, settings.redact(error, one)))
+            problems.append("%s: %s" % (address(one), error))
     raise psycopg2.OperationalError(", ".join(problems))
 
 
-def _timeout(parameters):
-    seconds = int(parameters.get("connect_timeout") or 0)
-    return seconds if seconds > 0 else CONNECT_TIMEOUT
+def attempts(parameters):
+    """Return a list of ``parameters``, one for each host and each of its addresses.
+
+    libpq would spend one deadline on all addresses of a name. As there, one port may
+    stand for all hosts. Raises ``psycopg2.OperationalError`` if a list does not fit.
+    """
+    # An empty value would count as one, before that of a service or PGHOST.
+    own = {keyword: value for keyword, value in parameters.items() if value not in (None, "")}
+    lists = {keyword: str(own[keyword]).split(",") for keyword in ("host", "hostaddr", "port") if keyword in own}
+    number = max(len(lists.get(keyword, "-")) for keyword in ("host", "hostaddr"))
+    for keyword, values in lists.items():
+        if len(values) != number and (keyword != "port" or len(values) > 1):
+            raise psycopg2.OperationalError("%d values of %s for %d host(s)" % (len(values), keyword, number))
+    found, problems = [], []
+    for index in range(number):
+        one = dict(KEEPALIVES, **own)
+        one.update((keyword, values[index % len(values)].strip()) for keyword, values in lists.items())
+        try:
+            found += [dict(one, hostaddr=each) for each in _addresses(**one)] or [one]
+        except (OSError, UnicodeError) as error:
+            problems.append("%s: %s" % (address(one), getattr(error, "strerror", None) or error))
+    if not found:
+        raise psycopg2.OperationalError(", ".join(problems))
+    return found
+
+
+def _addresses(host="", hostaddr="", **_others):
+    """Return those of a host name; none if it is a socket, or has one already."""
+    if hostaddr or not host or host[0] in "/@":
+        return ()
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return collections.OrderedDict.fromkeys(info[4][0] for info in found)
+
+
+def keeps_session(parameters):
+    """Return whether a connection keeps its server connection; None: can't tell.
+
+    A pooler in transaction mode may hand on the pid of the server, but it gives us
+    another server connection while somebody else has ours, or gives ours to them. It
+    is asked repeatedly, since it may be busy with others.
+    """
+    pid = "SELECT pg_backend_pid()"
+    try:
+        quickly = dict(parameters, connect_timeout=PROBE_TIMEOUT)
+        with contextlib.closing(connect(quickly)) as one, contextlib.closing(connect(quickly)) as other:
+            for _attempt in range(5):
+                ours = one.row(pid, timeout=PROBE_TIMEOUT)
+                theirs = other.row("BEGIN; " + pid, timeout=PROBE_TIMEOUT)
+                if theirs == ours or one.row(pid, timeout=PROBE_TIMEOUT) != ours:
+                    return False
+                other.execute("ROLLBACK", timeout=PROBE_TIMEOUT)
+        return True
+    except (psycopg2.Error, OSError):
+        return None
+
+
+def why_deaf(direct, ordinary):
+    """Return why ``direct`` can't hear what is sent on ``ordinary``, both `Facts`."""
+    if direct.standby:
+        return "%s is a standby, and only a primary takes LISTEN" % direct.address
+    if direct.pooled:
+        reason = "%s is a pooler that does not keep the connection for us; set %s and %s to PostgreSQL itself"
+    elif direct.started != ordinary.started:
+        reason = "%s is another server than the one that Odoo sends to; set %s and %s to that one"
+    elif direct.database != ordinary.database:
+        return "it listens on database %s, but Odoo sends on %s" % (direct.database, ordinary.database)
+    else:
+        return "the path to %s is silent, nothing comes through" % direct.address
+    return reason % (direct.address, HOST_OPTION, PORT_OPTION)

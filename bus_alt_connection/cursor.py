@@ -4,54 +4,49 @@
 
 Odoo selects on the connection of the cursor that it said LISTEN on, polls it, and
 takes the notifications from it. The feed is such a connection as long as the loop
-runs, however often the real one is lost meanwhile.
+runs, however often the real one is lost meanwhile. Whatever else a listener wants of
+its cursor or connection it gets of an ordinary cursor, which lasts until the commit.
 """
 
+import contextlib
 import logging
 import re
 import socket
 import threading
 
 import psycopg2
-from psycopg2 import sql
 
-from .listener import quoted
+from .log import rarely
 
 _logger = logging.getLogger(__name__)
 
 # Seconds to wait for PostgreSQL to listen before Odoo's loop goes on regardless.
 LISTEN_TIMEOUT = 5.0
+# Notifications that may wait for Odoo's loop; what it misses beyond is in bus_bus.
+FEED_SIZE = 5000
 
-_LISTEN = re.compile(
-    r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+)|(\*))\s*;?\s*\Z', re.IGNORECASE
-)
-
-
-class _Partial(object):
-    """Tells ``_missing`` when more is wanted of it than there is."""
-
-    def __getattr__(self, name):
-        if not name.startswith("__") and "_missing" in self.__dict__:
-            self._missing("%s.%s" % (type(self).__name__, name))
-        raise AttributeError(name)
+_LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+)|(\*))\s*;?\s*\Z', re.IGNORECASE)
+# Odoo asks it before LISTEN. Ours is on a primary or waits for one, so that this needs no
+# connection, and a cron thread that opens its cursor in an outage does not die of it.
+_IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
 
 
-class Feed(_Partial):
+class Feed(object):
     """Stands in for a psycopg2 connection: selectable, with ``notifies``.
 
     `put` may be called by any thread, everything else by the one that listens.
-    ``missing(name)`` is told when that one wants more of a connection.
+    ``ordinary()`` returns a cursor whose connection has what this one has not.
     """
 
     autocommit = True
 
-    def __init__(self, listener, missing):
+    def __init__(self, listener, ordinary):
         self.notifies = []
         self.closed = 0
         #: the names of the channels that `put` is to be called for
         self.channels = frozenset()
-        self.listener = listener
-        self._missing = missing
+        self._listener = listener
+        self._ordinary = ordinary
         self._pending = []
         self._lock = threading.Lock()
         self._reader, self._writer = socket.socketpair()
@@ -59,14 +54,21 @@ class Feed(_Partial):
         self._writer.setblocking(False)
 
     def put(self, notifications):
-        """Have ``notifications`` ready for the next `poll`, and wake who selects."""
+        """Have ``notifications`` ready for the next `poll`, and wake who selects.
+
+        Return False if there was no room for some, since nobody polls.
+        """
         with self._lock:
-            if self.closed:
-                return
-            waking = not self._pending
-            self._pending.extend(notifications)
-            if waking:
+            if self.closed or not notifications:
+                return True
+            if not self._pending:
                 self._writer.send(b"\0")
+            self._pending.extend(notifications[: FEED_SIZE - len(self._pending)])
+            full = len(self._pending) == FEED_SIZE
+        if full and rarely("full"):
+            text = "Odoo's loop does not fetch its notifications: %d wait, more are dropped and looked up later"
+            _logger.warning(text, FEED_SIZE)
+        return not full
 
     def fileno(self):
         return self._reader.fileno()
@@ -87,26 +89,28 @@ class Feed(_Partial):
             if self.closed:
                 return
             self.closed = 1
-        self.listener.remove(self)
-        self._reader.close()
-        self._writer.close()
+            self._reader.close()
+            self._writer.close()
+        self._listener.remove(self)
+
+    def __getattr__(self, name):
+        return getattr(self._ordinary()._cnx, name)
 
 
-class ListeningCursor(_Partial):
-    """As much of Odoo's ``Cursor`` as a listener needs, on a `Feed`.
+class ListeningCursor(object):
+    """As much of Odoo's ``Cursor`` as is different for a listener.
 
-    LISTEN and UNLISTEN go to the listener; any other statement is answered by the
-    server on the direct connection or, while there is none, by ``ordinary()``, a
-    cursor of Odoo's. ``missing(name)``: see `Feed`.
+    LISTEN and UNLISTEN go to ``listener``; for all else ``open_ordinary()`` opens a
+    cursor as Odoo would have had, through the pooler.
     """
 
-    def __init__(self, feed, database, ordinary, missing):
+    def __init__(self, listener, database, open_ordinary):
         self.dbname = database
-        self._cnx = feed
-        self._listener = feed.listener
-        self._ordinary = ordinary
-        self._missing = missing
+        self._listener = listener
+        self._open_ordinary = open_ordinary
+        self._opened = None
         self._rows = []
+        self._cnx = Feed(listener, self._ordinary)
 
     @property
     def connection(self):
@@ -116,85 +120,58 @@ class ListeningCursor(_Partial):
     def closed(self):
         return bool(self._cnx.closed)
 
-    def execute(self, query, params=None, log_exceptions=None):
+    def execute(self, query, params=None, *args, **kwargs):
         if self._cnx.closed:
             raise psycopg2.InterfaceError("Cursor already closed")
-        if hasattr(query, "_sql_tuple"):  # odoo.tools.SQL from 19.1 on
-            query, params = query._sql_tuple[:2]
-        elif hasattr(query, "code") and hasattr(query, "params"):  # and before
-            query, params = query.code, query.params
-        if not isinstance(query, (str, bytes, sql.Composable)):
-            self._missing("%s.execute(%s)" % (type(self).__name__, type(query).__name__))
-            raise TypeError("not a statement: %r" % (query,))
-        match = _LISTEN.match(_text(query, params))
-        if match is None:
-            self._rows = self._ask(query, params)
-            return
-        stop, exact, plain, everything = match.groups()
-        channel = exact.replace('""', '"') if exact else (plain or "").lower()
-        if stop:
-            self._listener.unlisten(self._cnx, channel or None)
-        elif not everything:
-            self._listener.listen(self._cnx, channel)
-        self._rows = []
+        text = query
+        if params or not isinstance(query, str):
+            # A connection is needed to put it together.
+            text = self._ordinary().mogrify(query, params).decode()
+        self._rows = [(False,)] if _IN_RECOVERY.match(text) else []
+        match = _LISTEN.match(text)
+        if match:
+            stop, exact, plain, everything = match.groups()
+            channel = exact.replace('""', '"') if exact else (plain or "").lower()
+            if stop:
+                self._listener.listen(self._cnx, self._cnx.channels - {channel} if channel else frozenset())
+            elif not everything:
+                self._listener.listen(self._cnx, self._cnx.channels | {channel})
+        elif not self._rows:
+            self._ordinary().execute(query, params, *args, **kwargs)
 
     def fetchone(self):
-        return self._rows.pop(0) if self._rows else None
-
-    def fetchall(self):
-        rows, self._rows = self._rows, []
-        return rows
+        return self._rows.pop() if self._rows else self._ordinary().fetchone()
 
     def commit(self):
         """Wait until LISTEN is in force, which in SQL it is from the commit on."""
+        self._end_ordinary(commit=True)
         self._listener.wait_for_listen(self._cnx, LISTEN_TIMEOUT)
 
     def rollback(self):
-        self._rows = []
-
-    def autocommit(self, _on):
-        """Each statement is on its own anyway."""
+        self._end_ordinary()
 
     def close(self):
+        self._end_ordinary()
         self._cnx.close()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_exception):
+    def __exit__(self, kind, _error, _traceback):
+        self._end_ordinary(commit=kind is None)
         self.close()
 
-    def __del__(self):
-        # Odoo's loops close their cursors, others may forget.
-        if "_cnx" in self.__dict__:
-            self._cnx.close()
+    def __getattr__(self, name):
+        return getattr(self._ordinary(), name)
 
-    def _ask(self, query, params):
-        try:
-            return self._listener.query(query, params) or []
-        except psycopg2.OperationalError as error:
-            _logger.debug("asking through the pooler instead: %s", error)
-        with self._ordinary() as cursor:
-            cursor.execute(query, params)
-            return cursor.fetchall() if cursor.description else []
+    def _ordinary(self):
+        if self._opened is None:
+            self._opened = self._open_ordinary()
+        return self._opened
 
-
-def _text(query, params):
-    """Return what would be the statement if it is a LISTEN, whichever way it was put."""
-    if isinstance(query, bytes):
-        query = query.decode()
-    if isinstance(query, sql.Composable):
-        query = _composed(query)
-    try:
-        return query % (params if isinstance(params, dict) else tuple(params or ()))
-    except (TypeError, ValueError):
-        return query
-
-
-def _composed(part):
-    # psycopg2 itself wants a connection for this, and the direct one is elsewhere.
-    if isinstance(part, sql.Composed):
-        return "".join(map(_composed, part.seq))
-    if isinstance(part, sql.Identifier):
-        return ".".join(map(quoted, getattr(part, "strings", None) or (part.string,)))
-    return getattr(part, "string", "")
+    def _end_ordinary(self, commit=False):
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            with contextlib.closing(opened):
+                if commit:
+                    opened.commit()

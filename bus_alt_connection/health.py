@@ -9,37 +9,21 @@ import json
 
 from odoo import http
 
-from . import factory
+from . import patch
+from .supervisor import DEAF, LISTENING, POLLING
 
-_WORST_FIRST = ("fail", "degraded", "pass")
-# Of a process that has no listener, and needs none.
-_NO_LISTENER = {
-    "status": "pass",
-    "listening": False,
-    "confirmed": False,
-    "seconds_since_check": None,
-    "round_trip_ms": None,
-    "reconnects": 0,
-}
+# By mode, the worst first; None: a process that has no listener, and needs none.
+_STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (None, "pass"))
+_NO_LISTENER = {"mode": None, "listening": False, "confirmed": False}
+_NO_LISTENER.update(seconds_since_check=None, round_trip_ms=None, reconnects=0)
 
 
 class Health(http.Controller):
-    @http.route(
-        "/bus_alt_connection/health",
-        type="http",
-        auth="none",
-        methods=["GET"],
-        csrf=False,
-        save_session=False,
-    )
+    @http.route("/bus_alt_connection/health", type="http", auth="none", methods=["GET"], csrf=False, save_session=False)
     def health(self, **_query):
         """Return 200 if notifications reach clients in time, else 503."""
-        found = [supervisor.status() for supervisor in factory.supervisors()]
-        found.sort(key=lambda status: _WORST_FIRST.index(status["status"]))
-        status = found[0] if found else _NO_LISTENER
-        return http.Response(
-            json.dumps(status),
-            status=503 if status["status"] == "fail" else 200,
-            content_type="application/json",
-            headers=[("Cache-Control", "no-store")],
-        )
+        found = [supervisor.status() for supervisor in patch.supervisors()] or [_NO_LISTENER]
+        status, worst = next((name, one) for mode, name in _STATUS for one in found if one["mode"] == mode)
+        code = 503 if status == "fail" else 200
+        body = json.dumps(dict(worst, status=status))
+        return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")

@@ -1,13 +1,18 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""The direct connection: one per process and database, for all who listen there.
+"""One connection that LISTENs, replaced whenever it is lost, for any number of feeds.
 
-A thread (a greenlet under gevent) owns it, hands what arrives to the feeds, and
-connects again whenever it is lost. Whether what is sent really arrives here is for
-the supervisor to find out, which watches `Listener.session`.
+`Listener.run` is the whole life: connect, serve, pause, and again. It promises:
+
+- Once `Listener.wait_for_listen` has returned, what is sent on a feed's channels is
+  given to the feed, in the order of the server and once, as long as ``session`` stays.
+- After a loss another session takes its place, at once if the last one has outlived
+  `LONGEST_DELAY`; what was sent between is for the supervisor to find.
+- Nothing ends it but the end of its last feed, or of Odoo.
+
+Whether what is sent really arrives, the supervisor finds out.
 """
 
-import json
 import logging
 import random
 import selectors
@@ -15,213 +20,239 @@ import socket
 import threading
 import time
 import uuid
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+import weakref
 
 import psycopg2
 from psycopg2.extensions import Notify
 
-from . import connection, settings
+from . import connection, log
+from .payload import BUS_CHANNEL, quote, readable
 
 _logger = logging.getLogger(__name__)
 
-BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
-
-# Seconds. The first attempt is made at once, those after it wait from the first
-# doubling up to the second.
+# Seconds between two connects: the first doubles up to the second.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# Seconds between two lines of the log on the same trouble.
-REMINDER = 60.0
-
-# What tells this server from any other, a restarted or promoted copy included:
-# when it was started, to the microsecond, and the database.
-IDENTITY = (
-    "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint::text"
-    " || ' ' || current_database()"
-)
 
 
-class Session(object):
-    """One life of the direct connection, from connect to loss."""
-
-    def __init__(self, address, backend_pid, pooled, identity):
-        self.address = address
-        self.backend_pid = backend_pid
-        #: True if libpq was told another backend pid than the server knows: there is
-        #: a pooler in between. One that keeps the session for us would still do.
-        self.pooled = pooled
-        self.identity = identity
-        #: the channels that PostgreSQL was told to LISTEN on
-        self.channels = frozenset()
-        #: True once what was sent came back
-        self.confirmed = False
-
-
-class Outage(object):
-    """Tell the log of a time without a confirmed LISTEN: once, and a line a minute."""
-
-    def __init__(self, database):
-        self._database = database
-        self._reminder = None
-        self._told = set()
-        #: monotonic seconds, None while all is well
-        self.since = None
-
-    def report(self, reason, session, attempts, found_out):
-        """Log that ``session`` was lost, or without one that connecting failed.
-
-        ``found_out``: True if a check that failed is the reason; an operator has to
-        do something about these.
-        """
-        level, text = logging.DEBUG, "still not listening on database %s: %s"
-        values = [self._database, reason]
-        if self.since is None:
-            self.since = time.monotonic()
-            self._reminder = RateLimit(REMINDER)
-            self._reminder.passes()
-            if session is None:
-                level, text = logging.ERROR, "can't listen on database %s: %s"
-            else:
-                level, text = logging.WARNING, "lost the listener of database %s: %s"
-                text += " (it was backend pid %d at %s)"
-                values += [session.backend_pid, session.address]
-            text += "; trying again until it works"
-        if found_out and reason not in self._told:
-            self._told.add(reason)
-            level, text = logging.ERROR, "can't listen on database %s: %s"
-            values = values[:2]
-        elif level == logging.DEBUG and self._reminder.passes() is not None:
-            level, text = logging.WARNING, text + " (for %.0f s, %d attempts)"
-            values += [time.monotonic() - self.since, attempts]
-        _logger.log(level, text, *values)
-
-    def end(self):
-        """Return for how many seconds it lasted, or None if there was none."""
-        since, self.since = self.since, None
-        self._told.clear()
-        return None if since is None else time.monotonic() - since
-
-
-class RateLimit(object):
-    """Let one through in so many ``seconds``."""
-
-    def __init__(self, seconds):
-        self._seconds = seconds
-        self._last = None
-        self._suppressed = 0
-
-    def passes(self):
-        """Return how many were held back since the last, or None to hold back."""
-        now = time.monotonic()
-        if self._last is not None and now - self._last < self._seconds:
-            self._suppressed += 1
-            return None
-        suppressed, self._last, self._suppressed = self._suppressed, now, 0
-        return suppressed
+class Deaf(psycopg2.OperationalError):
+    """What was sent does not arrive; says why."""
 
 
 class Listener(object):
-    """Keep one direct connection to ``database`` for any number of feeds.
+    """Keep one session on ``database`` for feeds.
 
-    ``parameters``: libpq keywords; ``stopping()``: whether to give up connecting.
-    A feed has ``channels``, a set of names, and ``put(notifications)``.
+    ``connect()`` returns a session such as `DirectSession`, or raises ``psycopg2.Error``
+    or ``OSError``; ``stopping()``: whether to give up; ``tell(event)`` is called with
+    each `log.Event`, in the thread of `run`, and must not block; ``series``: of Odoo, the
+    number before the dot. A feed has ``channels``, a set of names, and
+    ``put(notifications)``; it is held weakly, so that one that was forgotten is gone.
 
-    Attributes for others to read: ``session``, the `Session` or None while there is
-    no connection; ``closed``; ``reconnects``, how often a lost one was replaced;
-    ``attempts``, how often it tried to connect since it last heard itself.
-    ``changed`` is notified whenever one of these, or the channels, change.
+    To read by other threads: ``session``, None while there is no connection;
+    ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed; ``failed``:
+    whether the last attempt has; ``lives``: how many sessions there were; ``gained``:
+    the channels that came into force since `take_gained`; ``dropped``: how often a feed
+    had no room for something. ``changed`` is notified whenever one of these or the
+    channels change.
     """
 
-    def __init__(self, database, parameters, stopping):
+    def __init__(self, database, connect, stopping, tell, series=0):
         self.database = database
+        self.series = series
         self.session = None
-        self.closed = False
-        self.reconnects = 0
-        self.attempts = 0
+        self.deaf_since = time.monotonic()
+        self.failed = False
+        self.lives = self.dropped = 0
+        self.gained = frozenset()
         self.changed = threading.Condition()
-        #: the supervisor sends here, and nobody else listens to it
-        self.check_channel = "bus_alt_connection_%s" % uuid.uuid4().hex
-        self.outage = Outage(database)
-        self._parameters = parameters
+        self._connect = connect
         self._stopping = stopping
-        self._feeds = []
-        self._requests = []
-        self._heard = set()
-        self._dropped = None
-        self._lost_one = False
-        self._indigestible = RateLimit(REMINDER)
+        self._tell = tell
+        self._feeds, self._ended = weakref.WeakSet(), False
+        self._heard, self._look_asked_for = frozenset(), False
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
-        thread = threading.Thread(
-            target=self._run, name="bus_alt_connection.listener.%s" % database
-        )
-        thread.daemon = True
-        thread.start()
+
+    def run(self):
+        """Live, pause, and live again, until it is `closed`. Raises nothing."""
+        backoff = Backoff()
+        while not self.closed and not self._stopping():
+            seconds = LONGEST_DELAY
+            try:
+                seconds = backoff.after(self._live())
+            except Exception as error:
+                # Better a listener with a bug than a deaf bus.
+                log.log_bug(_logger, error)
+            with self.changed:
+                # Needs no descriptor, of which there may be none left.
+                self.changed.wait_for(lambda: self.closed, seconds)
+        self.close()
+        self._waker.close()
+        self._woken.close()
+
+    def _live(self):
+        """Connect and serve until the end; return the seconds that it lasted, None: not even began."""
+        session, began, kind, reason = None, None, log.FAILED, ""
+        try:
+            session = self._connect()
+            # One of its own, since a pooler may keep what an earlier session has left there.
+            session.check_channel = "bus_alt_connection_%s" % uuid.uuid4().hex
+            self._listen(session)
+            began, kind = time.monotonic(), log.LOST
+            self._serve(session)
+        except (psycopg2.Error, OSError) as error:
+            kind = log.DEAF if isinstance(error, Deaf) else kind
+            reason = str(error)
+        finally:
+            with self.changed:
+                self.session, self.failed = None, True
+                self.deaf_since = self.deaf_since or time.monotonic()
+                self.changed.notify_all()
+            if session is not None:
+                session.close()
+        if not self.closed:
+            self._tell(log.Event(kind, began and session, reason))
+        return began and time.monotonic() - began
+
+    def _serve(self, session):
+        """Hand on what ``session`` receives, until that raises or nobody listens."""
+        with self.changed:
+            self.session, self.failed = session, False
+            self.lives += 1
+            self.changed.notify_all()
+        told = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(session, selectors.EVENT_READ)
+            while not self.closed:
+                if session.fault:
+                    raise Deaf(session.fault)
+                self._listen(session)
+                if session.confirmed and session.confirmed != told:
+                    if told is None:
+                        session.settle()
+                    told = session.confirmed
+                    self._tell(log.Event(log.CONFIRMED, session, None))
+                    with self.changed:
+                        self.deaf_since = None
+                        self.changed.notify_all()
+                self._receive(session)
+                if any(key.fileobj is self._woken for key, _events in selector.select()):
+                    self._woken.recv(4096)
+
+    def _listen(self, session):
+        """Have ``session`` LISTEN on the channels that are wanted."""
+        channels = {session.check_channel}
+        # Behind a pooler a LISTEN may outlive us: nothing but the check at first.
+        if not session.facts.pooled or session.confirmed is not None:
+            channels |= self.wanted
+        if session.channels != channels:
+            gained = channels - session.channels - {session.check_channel}
+            session.listen(frozenset(channels))
+            with self.changed:
+                self.gained |= gained
+                self.changed.notify_all()
+
+    def _receive(self, session):
+        asked, notifications = self._look_asked_for, session.receive()
+        self.deliver([one for one in notifications if one.channel != session.check_channel])
+        # After the rest: what was sent before a token was delivered before it counts.
+        tokens = [one.payload for one in notifications if one.channel == session.check_channel]
+        if tokens or asked:
+            with self.changed:
+                self._heard, self._look_asked_for = self._heard.union(tokens), False
+                self.changed.notify_all()
+
+    def deliver(self, notifications):
+        """Give the feeds on their channels what Odoo can read of ``notifications``.
+
+        May be called by any thread. Return whether all feeds had room for all of it.
+        """
+        fit = []
+        for one in notifications:
+            payload = readable(one.payload, self.series) if one.channel == BUS_CHANNEL else one.payload
+            if payload is None:
+                text = "dropped a notification that Odoo's bus can't read, sent by backend pid %s on channel %s: %s"
+                if log.rarely("unreadable"):
+                    _logger.warning(text, one.pid, one.channel, ascii(one.payload[:80]))
+            else:
+                fit.append(Notify(one.pid, one.channel, payload))
+        taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in self._all_feeds()]
+        if not all(taken):
+            with self.changed:
+                self.dropped += 1
+                self.changed.notify_all()
+        return all(taken)
 
     # For feeds and cursors ---------------------------------------------------
+
+    @property
+    def closed(self):
+        """True once the last feed is gone, or Odoo ends; it stays so."""
+        with self.changed:
+            self._ended = self._ended or not len(self._feeds)
+            return self._ended
+
+    def close(self):
+        """End it. Returns at once; `run` follows."""
+        with self.changed:
+            self._ended = True
+            self.changed.notify_all()
+        self._wake()
 
     def add(self, feed):
         """Take on ``feed``; return False if it is too late for that."""
         with self.changed:
-            if not self.closed:
-                self._feeds = self._feeds + [feed]
-            return not self.closed
+            if not self._ended:
+                self._feeds.add(feed)
+                # Who is forgotten does not say so.
+                weakref.finalize(feed, self._wake).atexit = False
+            return not self._ended
 
     def remove(self, feed):
         """Forget ``feed``, and end quietly if it was the last."""
         with self.changed:
-            self._feeds = [other for other in self._feeds if other is not feed]
-            if not self._feeds:
-                self.closed = True
-                self.changed.notify_all()
-        self._wake()
-
-    def listen(self, feed, channel):
-        """Give ``feed`` what arrives on ``channel`` from now on, as LISTEN does."""
-        with self.changed:
-            feed.channels = feed.channels | {channel}
+            self._feeds.discard(feed)
             self.changed.notify_all()
         self._wake()
 
-    def unlisten(self, feed, channel=None):
-        """Take ``feed`` off ``channel``, or off all of them."""
+    def listen(self, feed, channels):
+        """Give ``feed`` what arrives on ``channels``, and on no others.
+
+        It is in force some time later, and through reconnects; until then something may
+        still arrive on others.
+        """
         with self.changed:
-            feed.channels = feed.channels - {channel} if channel else frozenset()
+            feed.channels = channels
+            self.changed.notify_all()
         self._wake()
 
     def wait_for_listen(self, feed, timeout):
-        """Wait until PostgreSQL listens for ``feed``, unless it is known to be away."""
-        self.wait(
-            lambda: feed.channels <= self.session.channels
-            if self.session
-            else self.outage.since is not None,
-            timeout,
-        )
+        """Wait until LISTEN is in force for ``feed``, or known not to be to be had."""
+        self.wait(lambda: feed.channels <= self.session.channels if self.session else self.failed, timeout)
 
-    def query(self, query, values=None, timeout=connection.QUERY_TIMEOUT):
-        """Have the server answer on the direct connection; return the rows.
-
-        Raises ``psycopg2.Error`` if it can't be asked or refuses.
-        """
-        answer = Future()
+    def _all_feeds(self):
         with self.changed:
-            if self.session is None and self.outage.since is not None:
-                raise psycopg2.OperationalError("there is no connection")
-            self._requests.append((query, values, answer))
-        self._wake()
-        try:
-            return answer.result(timeout)
-        except FutureTimeoutError:
-            answer.cancel()
-            raise psycopg2.OperationalError("not answered in %g s" % timeout) from None
+            return list(self._feeds)
 
     # For the supervisor --------------------------------------------------------
 
     @property
     def wanted(self):
         """The channels that some feed is there for."""
-        return frozenset().union(*(feed.channels for feed in self._feeds))
+        return frozenset().union(*(feed.channels for feed in self._all_feeds()))
+
+    @property
+    def in_force(self):
+        """``(session, channels)``: who LISTENs, and on what that is wanted."""
+        session = self.session
+        return session, session.channels - {session.check_channel} if session else frozenset()
+
+    def take_gained(self):
+        """Return ``gained``, which begins anew."""
+        with self.changed:
+            gained, self.gained = self.gained, frozenset()
+        return gained
 
     def wait(self, condition, timeout):
         """Wait until ``condition()`` or the end; return what the former gives."""
@@ -230,167 +261,32 @@ class Listener(object):
             return condition()
 
     def hears(self, token, session, timeout):
-        """Wait for ``token`` on `check_channel`; return whether it came."""
-        self.wait(lambda: token in self._heard or self.session is not session, timeout)
+        """Wait for ``token`` on the check channel; return whether it came on ``session``.
+
+        All other tokens are forgotten. A listener that was kept from looking is given
+        another second to do so: what was sent may be there already.
+        """
+
+        def over():
+            return token in self._heard or self.session is not session
+
+        if not self.wait(over, timeout):
+            self._look_asked_for = True
+            self._wake()
+            self.wait(lambda: over() or not self._look_asked_for, 1.0)
         with self.changed:
-            heard = token in self._heard
-            self._heard.clear()
+            heard, self._heard = token in self._heard and self.session is session, frozenset()
         return heard
 
-    def confirm(self, session):
-        """Take note that ``session`` hears what is sent."""
-        with self.changed:
-            session.confirmed = True
-            if self.session is session:
-                self.attempts = 0
-            self.changed.notify_all()
+    def confirm(self, session, channels, round_trip):
+        """Take note that what was sent came, in ``round_trip`` seconds, while ``channels`` were in force."""
+        session.round_trip, session.confirmed = round_trip, channels
         self._wake()
 
-    def drop(self, session, reason):
-        """Replace the connection of ``session``, if that is still the one."""
-        with self.changed:
-            if self.session is session:
-                self._dropped = reason
+    def replace(self, session, reason):
+        """Give up ``session``, if it is still there, since it is deaf for ``reason``."""
+        session.fault = reason
         self._wake()
-
-    def put(self, channel, payloads):
-        """Give the feeds on ``channel`` what the server would have sent."""
-        self._deliver([Notify(0, channel, payload) for payload in payloads])
-
-    # The thread ----------------------------------------------------------------
-
-    def _run(self):
-        while not self.closed and not self._stopping():
-            try:
-                self._live()
-            except psycopg2.Error as error:
-                # The first line tells; after it libpq only supposes.
-                reason = (str(error).strip() or repr(error)).split("\n")[0]
-                self._lost(settings.redact(reason, self._parameters))
-            except Exception as error:
-                # Better a listener with a bug than a deaf bus.
-                settings.log_bug(_logger, error, self._parameters)
-                self._lost("internal error")
-            if self.attempts:
-                self._pause(_delay(self.attempts))
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
-        self._waker.close()
-        self._woken.close()
-
-    def _live(self):
-        """Connect, and hand on what arrives until the connection is lost."""
-        self.attempts += 1
-        direct, session = connection.connect(self._parameters, _examine)
-        try:
-            if session.pooled:
-                # Nothing but the check yet: behind a pooler a LISTEN may outlive us.
-                self._listen(direct, session, frozenset())
-            with self.changed:
-                self.session = session
-                self.reconnects += self._lost_one
-                self.changed.notify_all()
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._woken, selectors.EVENT_READ)
-                selector.register(direct, selectors.EVENT_READ)
-                while not self.closed:
-                    self._attend(direct, session)
-                    for key, _events in selector.select():
-                        if key.fileobj is direct:
-                            self._deliver(direct.receive())
-                        else:
-                            _drain(self._woken)
-        finally:
-            direct.close()
-
-    def _attend(self, direct, session):
-        """Do what other threads have asked for."""
-        if self._dropped:
-            raise psycopg2.OperationalError(self._dropped)
-        wanted = self.wanted
-        if wanted != session.channels and (session.confirmed or not session.pooled):
-            self._listen(direct, session, wanted)
-        while self._requests:
-            query, values, answer = self._requests.pop(0)
-            if not answer.set_running_or_notify_cancel():
-                continue
-            try:
-                answer.set_result(direct.execute(query, values))
-            except psycopg2.Error as error:
-                answer.set_exception(error)
-                if isinstance(error, psycopg2.OperationalError):
-                    raise
-        self._deliver(direct.take())
-
-    def _listen(self, direct, session, channels):
-        # In one statement, so that none is missed and pg_stat_activity shows them.
-        names = sorted(channels) + [self.check_channel]
-        direct.execute(
-            "; ".join(
-                ["LISTEN %s" % quoted(name) for name in names]
-                + ["UNLISTEN %s" % quoted(n) for n in session.channels - channels]
-            )
-        )
-        with self.changed:
-            session.channels = channels
-            self.changed.notify_all()
-
-    def _deliver(self, notifications):
-        fit = []
-        for notification in notifications:
-            if notification.channel == self.check_channel:
-                with self.changed:
-                    self._heard.add(notification.payload)
-                    self.changed.notify_all()
-                continue
-            if notification.channel == BUS_CHANNEL:
-                payload = digestible(notification.payload)
-                if payload is None:
-                    self._refuse(notification)
-                    continue
-                notification = Notify(notification.pid, BUS_CHANNEL, payload)
-            fit.append(notification)
-        if not fit:
-            return
-        for feed in self._feeds:
-            mine = [one for one in fit if one.channel in feed.channels]
-            if mine:
-                feed.put(mine)
-
-    def _refuse(self, notification):
-        suppressed = self._indigestible.passes()
-        if suppressed is not None:
-            _logger.warning(
-                "dropped a notification that Odoo's bus can't read, sent by backend pid"
-                " %s on channel %s: %s%s",
-                notification.pid,
-                BUS_CHANNEL,
-                ascii(notification.payload[:80]),
-                " (and %d more of the kind)" % suppressed if suppressed else "",
-            )
-
-    def _lost(self, reason):
-        with self.changed:
-            session, self.session = self.session, None
-            self._lost_one = self._lost_one or session is not None
-            found_out, self._dropped = self._dropped is not None, None
-            self.outage.report(reason, session, self.attempts, found_out)
-            while self._requests:
-                answer = self._requests.pop(0)[2]
-                if answer.set_running_or_notify_cancel():
-                    answer.set_exception(psycopg2.OperationalError(reason))
-            self.changed.notify_all()
-
-    def _pause(self, seconds):
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            deadline = time.monotonic() + seconds
-            while not self.closed:
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    return
-                _drain(self._woken)
 
     def _wake(self):
         try:
@@ -400,70 +296,60 @@ class Listener(object):
             pass
 
 
-def digestible(payload):
-    """Return ``payload`` as Odoo's bus can read it, or None if it can't be.
+class DirectSession(connection.Connection):
+    """One life of a connection straight to PostgreSQL, from connect to loss.
 
-    The bus of every series takes a JSON list of channels, each a string or a flat
-    list, and dies of anything else. It is written anew, since the JSON libraries of
-    the series differ in what they forgive.
+    ``facts``: the `connection.Facts` on what is there; ``channels``: those that it LISTENs on.
     """
-    try:
-        channels = json.loads(payload)
-        if not isinstance(channels, list) or not all(map(_is_channel, channels)):
-            return None
-        payload = json.dumps(channels, ensure_ascii=False, separators=(",", ":"))
-        payload.encode()  # lone surrogates
-    except (ValueError, RecursionError):
-        return None
-    return payload
+
+    channels = frozenset()
+    #: to where the supervisor sends, and which nobody else listens to
+    check_channel = None
+    #: the channels that were in force when what was sent came back; None: it has not yet
+    confirmed = None
+    #: seconds that it took
+    round_trip = None
+    #: why it is to be given up
+    fault = None
+
+    def prepare(self):
+        self.facts = self.examine()
+        if self.facts.standby:
+            raise psycopg2.OperationalError("is a standby, and only a primary takes LISTEN")
+
+    def listen(self, channels):
+        """LISTEN on ``channels`` and no others; they are in force on return."""
+        # In one statement, so that none is missed and pg_stat_activity shows them.
+        statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
+        statements += ["UNLISTEN %s" % quote(name) for name in self.channels - channels]
+        self.execute("; ".join(statements))
+        self.channels = channels
+
+    def settle(self):
+        """Prepare for a long life, now that it is known to be no pooler's."""
+        if not self.facts.pooled and self.server_version >= 140000:
+            self.execute("SET idle_session_timeout = 0")
+
+    def examined(self):
+        """Return ``facts``, having looked closer whether there is a pooler. Any thread may."""
+        pooled = self.facts.pooled or connection.keeps_session(self.parameters) is False
+        return self.facts._replace(pooled=pooled)
 
 
-def _is_channel(channel):
-    if isinstance(channel, list):
-        return all(map(_is_scalar, channel))
-    return isinstance(channel, str)
+class Backoff(object):
+    """How long to wait before the next attempt: intervals between connects, doubling."""
 
+    def __init__(self):
+        self._interval = 0.0
 
-def _is_scalar(value):
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return value is None or isinstance(value, str)
+    def after(self, lasted):
+        """Return the seconds to wait after a session of so many; None: there was none.
 
-
-def quoted(name):
-    """Return ``name`` as an SQL identifier."""
-    # As Odoo itself has them, for those who look for them in pg_stat_activity.
-    if name in (BUS_CHANNEL, CRON_CHANNEL):
-        return name
-    return '"%s"' % name.replace('"', '""')
-
-
-def _examine(direct, parameters):
-    """Set up a session on ``direct`` and return what it is."""
-    ((backend_pid, standby, identity),) = direct.execute(
-        "SELECT pg_backend_pid(), pg_is_in_recovery(), (%s)" % IDENTITY
-    )
-    if standby:
-        raise psycopg2.OperationalError("is a standby, and only a primary takes LISTEN")
-    if direct.server_version >= 140000:
-        direct.execute("SET idle_session_timeout = 0")
-    return Session(
-        settings.address(parameters),
-        backend_pid,
-        backend_pid != direct.told_pid,
-        identity,
-    )
-
-
-def _delay(attempts):
-    """Return the seconds to wait after so many attempts, with jitter."""
-    longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempts - 1, 10))
-    return longest * random.uniform(0.5, 1)
-
-
-def _drain(sock):
-    try:
-        while sock.recv(4096):
-            pass
-    except BlockingIOError:
-        pass
+        Only what has outlived `LONGEST_DELAY` makes it begin anew, so that who cuts
+        every session early meets ever fewer of them.
+        """
+        if lasted is not None and lasted > LONGEST_DELAY:
+            self._interval = 0.0
+            return 0.0
+        self._interval = min(max(FIRST_DELAY, 2 * self._interval), LONGEST_DELAY)
+        return max(self._interval * random.uniform(0.5, 1) - (lasted or 0.0), 0.0)

@@ -100,7 +100,7 @@ def test_the_kernel_watches_every_connection_as_far_as_libpq_can_tell_it(variant
         sys.path.append(sys.argv[1])
         from bus_alt_connection import connection
 
-        direct, _ = connection.connect(json.loads(sys.argv[2]))
+        direct = connection.connect(json.loads(sys.argv[2]))
         sock = socket.socket(fileno=direct.fileno())
         options = [
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),

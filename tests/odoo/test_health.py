@@ -9,8 +9,9 @@ from stack.odoo import series_number
 from stack.stack import Stack
 from stack.waiting import wait_until
 
-KEYS = {"status", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
+KEYS = {"mode", "status", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
 NO_LISTENER = {
+    "mode": None,
     "status": "pass",
     "listening": False,
     "confirmed": False,
@@ -39,8 +40,14 @@ def ask(url, **options):
     says = answer.json()
     # Neither hosts nor accounts nor databases: there is no text but one of these.
     assert set(says) == KEYS
-    assert says["status"] in ("pass", "degraded", "fail")
-    assert {type(value) for key, value in says.items() if key != "status"} <= {bool, int, float, type(None)}
+    modes = {"listening": "pass", "polling": "degraded", "deaf": "fail", None: "pass"}
+    assert says["status"] == modes[says["mode"]]
+    assert {type(value) for key, value in says.items() if key not in ("mode", "status")} <= {
+        bool,
+        int,
+        float,
+        type(None),
+    }
     return answer.status_code, says
 
 
@@ -143,3 +150,20 @@ def test_it_fails_while_polling_is_off_and_needs_no_database(stack):
         assert says["listening"]
         assert says["confirmed"]
         probe_without_traces(stack)
+
+
+# With a stack of its own: the pooler's absence is all that ever happens to it.
+def test_without_polling_it_passes_by_itself_once_the_pooler_is_back():
+    environment = {"IMDISPATCHER_POLL_INTERVAL": "0"}
+    with Stack("19.0", environment=environment, jobs=False, proxy=True) as stack, stack.client():
+        wait_for_answer(stack, 200, "pass")
+        stack.pooler.stop()
+        stack.proxy.cut()
+        # It listens again, but nothing can be sent to find out whether it hears.
+        says = wait_for_answer(stack, 503, "fail")
+        assert says["listening"]
+        assert not says["confirmed"]
+
+        stack.pooler.start()
+        says = wait_for_answer(stack, 200, "pass", 20)
+        assert (says["mode"], says["listening"], says["confirmed"]) == ("listening", True, True)

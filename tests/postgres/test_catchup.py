@@ -8,10 +8,11 @@ import time
 import psycopg2
 import pytest
 
-from bus_alt_connection import catchup
+from bus_alt_connection import catchup, connection
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.process import identity
 from stack.system import postgres_bin
+from stack.waiting import wait_until
 
 _TABLE = """
     CREATE TABLE bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar);
@@ -36,20 +37,28 @@ def bus(server):
 
 @pytest.fixture
 def backlog(server):
-    return _backlog(server)
+    return _Backlog(server)
 
 
-def _backlog(server):
-    """Return a Backlog that is allowed to know of the past what it knows by itself."""
-    return catchup.Backlog(
-        lambda database: {
-            "host": server.host,
-            "port": server.port,
-            "user": USER,
-            "password": PASSWORD,
-            "dbname": database,
-        }
-    )
+class _Backlog(catchup.Backlog):
+    """A backlog that is asked at a time of the test's own, and for one database."""
+
+    def __init__(self, server):
+        parameters = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD}
+        super().__init__(lambda database: connection.connect({**parameters, "dbname": database}))
+        self.now = 1000.0
+
+    def missed(self, database, overlap=True):
+        """Return the channels that it would give, once it is asked; raise what keeps it from asking."""
+        found = []
+        self.owe([database], self.now, afresh=overlap)
+        failed = self.pay(lambda channels: found.extend(channels) or True, self.now)
+        if failed:
+            raise failed[database][0]
+        return found
+
+    def all_heard(self, snapshot):
+        self.heard_up_to(snapshot, self.now)
 
 
 class _Bus:
@@ -162,40 +171,38 @@ def test_overlap_finds_rows_of_the_last_minute_again(backlog, bus):
     assert backlog.missed("bus", overlap=False) == []
 
 
-def test_what_was_heard_shortly_before_the_loss_counts_as_missed(server, bus, monkeypatch):
-    backlog = _backlog(server)
-    clock = _Clock(monkeypatch)
+def test_what_was_heard_shortly_before_the_loss_counts_as_missed(server, bus):
+    backlog = _Backlog(server)
     backlog.missed("bus")
     bus.write("long ago")
-    clock.now += 30
+    backlog.now += 30
     backlog.all_heard(_snapshot(server))
     bus.write("before the last sign of life")
-    clock.now += catchup.MARGIN + 1
+    backlog.now += catchup.MARGIN + 1
     backlog.all_heard(_snapshot(server))
     bus.write("after it")
-    clock.now += 1
+    backlog.now += 1
     # Not by date: these rows look old.
     assert sorted(backlog.missed("bus", overlap=False)) == ['"after it"', '"before the last sign of life"']
 
 
-def test_one_sign_of_life_alone_proves_nothing(server, bus, monkeypatch):
-    backlog = _backlog(server)
-    clock = _Clock(monkeypatch)
+def test_one_sign_of_life_alone_proves_nothing(server, bus):
+    backlog = _Backlog(server)
     backlog.missed("bus")
     bus.write("heard or not")
-    clock.now += 30
+    backlog.now += 30
     backlog.all_heard(_snapshot(server))
     assert backlog.missed("bus", overlap=False) == ['"heard or not"']
 
 
-def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus, monkeypatch):
-    backlog = _backlog(server)
-    clock = _Clock(monkeypatch)
+def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus):
+    backlog = _Backlog(server)
     ahead = 10**9
+    backlog.begin(backlog.now)
     backlog.all_heard("%d:%d:" % (ahead, ahead))
-    clock.now += 300
+    backlog.now += 300
     backlog.all_heard("%d:%d:" % (ahead, ahead))
-    clock.now += 300
+    backlog.now += 300
     bus.write("sent since", age=590)
     bus.write("sent before", age=900)
     assert backlog.missed("bus", overlap=True) == ['"sent since"']
@@ -204,8 +211,10 @@ def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus, mon
 def test_a_snapshot_of_one_database_holds_for_another(server, backlog, bus):
     # The self-check takes its snapshot in the system database.
     snapshot = _snapshot(server)
-    backlog._heard.append((time.monotonic() + 1, snapshot, []))
-    backlog._heard.append((time.monotonic() + 100, snapshot, []))
+    backlog.begin(backlog.now)
+    for _ in range(2):
+        backlog.now += catchup.MARGIN + 1
+        backlog.all_heard(snapshot)
     bus.write("one")
     assert backlog.missed("bus", overlap=False) == ['"one"']
 
@@ -254,11 +263,8 @@ _EPOCH = 2**32
     ],
 )
 def test_32_bits_of_a_transaction_id_are_made_whole(server, xmax, xmin, whole):
-    row = server.execute(
-        "SELECT " + catchup._XMIN + " AS whole FROM (SELECT %s::bigint AS xmax) now_, (SELECT %s::text::xid AS xmin) b",
-        (xmax, str(xmin)),
-    )[0]
-    assert row.whole == whole
+    query = "SELECT " + catchup._TXID + " AS whole FROM (SELECT %s::bigint AS next, %s::text::xid AS xmin) row_"
+    assert server.value(query.replace("xmin::text", "row_.xmin::text"), (xmax, str(xmin))) == whole
 
 
 def test_rows_are_told_apart_in_a_cluster_whose_transaction_ids_have_wrapped_around():
@@ -275,7 +281,7 @@ def test_rows_are_told_apart_in_a_cluster_whose_transaction_ids_have_wrapped_aro
         with _database(server, "bus") as bus:
             server.execute(_TABLE, dbname="bus")
             bus.write("before")
-            backlog = _backlog(server)
+            backlog = _Backlog(server)
             assert backlog.missed("bus") == []
             bus.write("one")
             assert backlog.missed("bus", overlap=False) == ['"one"']
@@ -305,12 +311,50 @@ def test_a_large_bus_bus_is_no_burden(server, backlog, bus):
     assert usual.seconds < 2
 
 
-class _Clock:
-    """What catchup takes for the monotonic clock."""
+def test_of_a_large_bus_bus_only_the_end_is_read_but_for_the_first_look(server, backlog, bus):
+    rows = "INSERT INTO bus_bus (channel, create_date) SELECT '\"old\"', '2020-01-01' FROM generate_series(1, %s)"
+    server.execute(rows, (3 * catchup.LATE_IDS,), bus.name)
+    server.execute("ANALYZE bus_bus", dbname=bus.name)
+    backlog.missed("bus")
+    before = scans(server, bus)
+    bus.write("new")
+    assert backlog.missed("bus", overlap=False) == ['"new"']
+    # The statistics come a little later than the answer.
+    wait_until(lambda: scans(server, bus).idx_scan > before.idx_scan, 15, "the look to be counted", 0.1)
+    assert scans(server, bus).seq_scan == before.seq_scan
 
-    def __init__(self, monkeypatch):
-        self.now = time.monotonic() + 1
-        monkeypatch.setattr(catchup.time, "monotonic", lambda: self.now)
+
+def scans(server, bus):
+    query = "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'bus_bus'"
+    return server.execute(query, dbname=bus.name)[0]
+
+
+def test_all_rows_of_an_outage_are_found_however_many(server, backlog, bus):
+    backlog.missed("bus")
+    # Many more than may be committed late: the first of them are far behind the highest id.
+    rows = "INSERT INTO bus_bus (channel, create_date) SELECT i::text, '2020-01-01' FROM generate_series(1, %s) i"
+    server.execute(rows, (2 * catchup.LATE_IDS,), bus.name)
+    assert len(backlog.missed("bus", overlap=False)) == 2 * catchup.LATE_IDS
+    assert backlog.missed("bus", overlap=False) == []
+
+
+def test_a_bus_bus_whose_ids_begin_anew_is_read_from_its_beginning(server, backlog, bus):
+    server.execute("SELECT setval('bus_bus_id_seq', 10000000)", dbname=bus.name)
+    bus.write("before")
+    backlog.missed("bus")
+    server.execute("TRUNCATE bus_bus RESTART IDENTITY", dbname=bus.name)
+    bus.write("new")
+    assert backlog.missed("bus", overlap=False) == ['"new"']
+
+
+def test_a_look_that_takes_too_long_is_ended_in_the_server_as_well(server, backlog, bus, monkeypatch):
+    monkeypatch.setattr(catchup, "LOOK_TIMEOUT", 0.2)
+    with bus.transaction() as locking:
+        locking.execute("LOCK TABLE bus_bus")
+        with pytest.raises(psycopg2.OperationalError, match="statement timeout"):
+            backlog.missed("bus")
+        assert not [row for row in server.activity() if row.usename == USER and row.state == "active"]
+    assert backlog.missed("bus") == []
 
 
 class _timed:
@@ -321,4 +365,4 @@ class _timed:
 
 
 def _snapshot(server):
-    return server.value(catchup.SNAPSHOT)
+    return server.value("SELECT txid_current_snapshot()::text")

@@ -1,13 +1,16 @@
 """A path that dies without a word, as a listener notices it without Odoo."""
 
 import contextlib
+import threading
 import time
 
 import psycopg2
 import pytest
 
 from bus_alt_connection import connection
-from bus_alt_connection.listener import Listener
+from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.listener import DirectSession, Listener
+from bus_alt_connection.log import OutageLog
 from bus_alt_connection.settings import Settings
 from bus_alt_connection.supervisor import Supervisor
 from stack.postgres import PASSWORD, USER, PostgreSQL
@@ -23,7 +26,7 @@ class Feed:
     channels = frozenset(["imbus"])
 
     def put(self, notifications):
-        pass
+        return True
 
 
 def parameters(server, dbname="postgres"):
@@ -33,10 +36,19 @@ def parameters(server, dbname="postgres"):
 @contextlib.contextmanager
 def listening(server, through, settings):
     """A listener with its supervisor in this very process; yields the former once it is confirmed."""
-    listener = Listener("postgres", parameters(through), lambda: False)
+
+    def ordinary(dbname):
+        return connection.connect(parameters(server, dbname))
+
+    def direct():
+        return connection.connect(parameters(through), DirectSession)
+
+    listener = Listener("postgres", direct, lambda: False, OutageLog("postgres"))
     feed = Feed()
     listener.add(feed)
-    Supervisor(listener, lambda dbname: parameters(server, dbname), set(), settings)
+    supervisor = Supervisor(listener, ordinary, set(), Backlog(ordinary), settings)
+    for one in (listener, supervisor):
+        threading.Thread(target=one.run, daemon=True).start()
     try:
         wait_until(lambda: listener.session and listener.session.confirmed, 10, "the first check")
         yield listener
@@ -84,7 +96,7 @@ def test_connecting_is_given_up_after_5_s_by_default(_stop):
 def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
     with network() as cable, PostgreSQL() as server:
         with Proxy((server.host, server.port), cable.listening()) as proxy:
-            direct, _ = connection.connect(parameters(proxy))
+            direct = connection.connect(parameters(proxy))
             assert direct.execute("SELECT 1") == [(1,)]
             cable.unplug()
             began = time.monotonic()

@@ -1,10 +1,404 @@
-"""A listener that has lost its connection."""
+"""A listener keeps one session for all its feeds, and is back after whatever happens to that."""
 
-from bus_alt_connection.listener import _delay
+import errno
+import gc
+import threading
+import time
+
+import psycopg2
+import pytest
+from psycopg2.extensions import Notify
+
+from bus_alt_connection import listener as listener_module
+from bus_alt_connection.cursor import FEED_SIZE, Feed, ListeningCursor
+from bus_alt_connection.listener import Backoff, Listener
+from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST
+from tests.unit.fakes import FakeFeed, connected
+
+
+def confirmed(listener, channels=("imbus",)):
+    """Have the session confirmed, as the supervisor does; return it."""
+    session = listener.session
+    listener.confirm(session, frozenset(channels), 0.001)
+    return session
+
+
+# Life
+
+
+def test_notifications_come_to_the_feeds_of_their_channel(fake, events, listen):
+    bus, cron = FakeFeed("imbus"), FakeFeed("cron_trigger")
+    listener = listen(bus, cron)
+    connected(listener)
+    assert listener.session.channels == {"imbus", "cron_trigger", listener.session.check_channel}
+    fake.notify("cron_trigger", "x")
+    fake.notify("imbus", '["a"]')
+    assert bus.get() == ("imbus", '["a"]')
+    assert cron.all() == [("cron_trigger", "x")]
+
+
+def test_a_channel_that_comes_later_is_in_force_soon(fake, events, listen):
+    feed = FakeFeed("imbus")
+    listener = listen(feed)
+    connected(listener)
+    listener.listen(feed, feed.channels | {"more"})
+    listener.wait_for_listen(feed, 5)
+    fake.notify("more", "a")
+    assert feed.get() == ("more", "a")
+    listener.listen(feed, feed.channels - {"more"})
+    assert listener.wait(lambda: "more" not in listener.session.channels, 5)
+
+
+@pytest.mark.parametrize("what", ["cut", "replace"])
+def test_a_lost_session_is_replaced(fake, events, listen, what):
+    feed = FakeFeed("imbus")
+    listener = listen(feed)
+    lost = connected(listener)
+    if what == "cut":
+        fake.cut()
+        event = events.expect(LOST)
+        assert event.reason == "server closed the connection unexpectedly"
+    else:
+        listener.replace(lost, "nothing comes")
+        event = events.expect(DEAF)
+        assert event.reason == "nothing comes"
+    assert event.session is lost and lost.closed
+    connected(listener, lost)
+    assert fake.connects == 2
+    fake.notify("imbus", '["a"]')
+    assert feed.get() == ("imbus", '["a"]')
+
+
+def test_a_session_that_is_gone_is_not_replaced_again(fake, events, listen):
+    listener = listen(FakeFeed("imbus"))
+    lost = connected(listener)
+    fake.cut()
+    events.expect(LOST)
+    kept = connected(listener, lost)
+    listener.replace(lost, "late")
+    listener.confirm(lost, frozenset(["imbus"]), 0.001)
+    fake.notify("imbus", "[]")
+    assert listener.session is kept and kept.confirmed is None
+
+
+def test_it_is_tried_until_it_works(fake, events, listen):
+    fake.refuse()
+    listener = listen(FakeFeed("imbus"))
+    events.expect(FAILED, FAILED)
+    assert listener.failed
+    fake.forward()
+    connected(listener)
+    assert not listener.failed
+
+
+def test_what_is_confirmed_is_told_once(fake, events, listen):
+    listener = listen(FakeFeed("imbus"))
+    session = connected(listener)
+    assert listener.deaf_since is not None
+    for _ in range(3):
+        confirmed(listener)
+    assert events.expect(CONFIRMED).session is session
+    assert session.confirmed == {"imbus"}
+    assert listener.deaf_since is None
+    fake.cut()
+    events.expect(LOST)
+    assert listener.deaf_since is not None
+
+
+def test_channels_that_are_confirmed_later_are_told_again(events, listen):
+    feed = FakeFeed("imbus")
+    listener = listen(feed)
+    connected(listener)
+    confirmed(listener)
+    events.expect(CONFIRMED)
+    listener.listen(feed, feed.channels | {"more"})
+    listener.wait_for_listen(feed, 5)
+    confirmed(listener, ("imbus", "more"))
+    assert events.expect(CONFIRMED).session.confirmed == {"imbus", "more"}
+
+
+def test_behind_a_pooler_nothing_but_the_check_is_listened_to_before_it_is_confirmed(fake, events, listen):
+    fake.pooled = True
+    feed = FakeFeed("imbus")
+    listener = listen(feed)
+    connected(listener)
+    assert listener.session.channels == {listener.session.check_channel}
+    confirmed(listener, ())
+    listener.wait_for_listen(feed, 5)
+    assert listener.session.channels == {"imbus", listener.session.check_channel}
+
+
+def test_it_ends_with_its_last_feed(fake, events, listen):
+    feeds = FakeFeed("imbus"), FakeFeed("cron_trigger")
+    listener = listen(*feeds)
+    session = connected(listener)
+    listener.remove(feeds[0])
+    assert not listener.closed
+    listener.remove(feeds[1])
+    assert listener.closed and not listener.add(feeds[0])
+    deadline = time.monotonic() + 5
+    while not session.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert session.closed and fake.connects == 1
+
+
+def test_it_ends_while_it_waits(fake, events, listen):
+    fake.refuse()
+    listener = listen(FakeFeed("imbus"))
+    for _ in range(4):
+        events.expect(FAILED)
+    (thread,) = (one for one in threading.enumerate() if one.name.startswith("bus_alt_connection.listener"))
+    listener.close()
+    thread.join(0.5)
+    assert not thread.is_alive()
+
+
+def test_it_connects_no_more_once_odoo_is_stopping(fake, events, listen):
+    stopping = []
+    feed = FakeFeed("imbus")
+    listener = listen(feed, stopping=lambda: stopping)
+    (thread,) = (one for one in threading.enumerate() if one.name.startswith("bus_alt_connection.listener"))
+    connected(listener)
+    stopping.append(1)
+    fake.cut()
+    thread.join(5)
+    assert not thread.is_alive() and listener.closed and fake.connects == 1
+
+
+# Faults
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_it_outlives_a_want_of_descriptors(fake, events, listen, monkeypatch, number):
+    listener = listen(FakeFeed("imbus"))
+    connected(listener)
+    confirmed(listener)
+    selector = listener_module.selectors.DefaultSelector
+
+    def exhausted():
+        raise OSError(number, "Too many open files")
+
+    monkeypatch.setattr(listener_module.selectors, "DefaultSelector", exhausted)
+    fake.cut()
+    assert "closed the connection" in events.wait_for(LOST).reason
+    assert "Too many open files" in events.wait_for(LOST).reason
+    monkeypatch.setattr(listener_module.selectors, "DefaultSelector", selector)
+    connected(listener)
+    fake.notify("imbus", "[]")
+    assert not listener.closed
+
+
+@pytest.mark.parametrize(
+    "error", [psycopg2.OperationalError("is a standby"), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_what_keeps_it_from_connecting_is_an_event(fake, events, listen, error):
+    errors = [error]
+
+    def connect():
+        if errors:
+            raise errors.pop()
+        return fake.connect()
+
+    listener = listen(FakeFeed("imbus"), connect=connect)
+    assert events.expect(FAILED).reason == str(error)
+    connected(listener)
+
+
+@pytest.mark.parametrize("where", ["connect", "tell"])
+def test_a_bug_does_not_end_it(fake, events, listen, logged, monkeypatch, where):
+    monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.05)
+    feed, bugs = FakeFeed("imbus"), [KeyError("a bug")] * 3
+
+    def fail(event=None):
+        if bugs:
+            raise bugs.pop()
+
+    def connect():
+        if where == "connect":
+            fail()
+        return fake.connect()
+
+    if where == "tell":
+        events.also = fail
+        fake.refuse()
+    listener = listen(feed, connect=connect)
+    listener.wait(lambda: not bugs, 5)
+    fake.forward()
+    connected(listener)
+    assert logged("internal error", "a bug")
+
+
+def test_a_path_that_cuts_at_the_first_notification_is_not_stormed(fake, events, listen):
+    listener = listen(FakeFeed("imbus"))
+
+    def cut(event):
+        if event.kind == CONFIRMED:
+            fake.cut()
+
+    events.also = cut
+    end, session = time.monotonic() + 1.0, None
+    while time.monotonic() < end:
+        # The check is heard right away.
+        session = connected(listener, session)
+        confirmed(listener)
+    assert 2 < fake.connects <= 7
+
+
+def test_in_10_s_there_are_at_most_20_connects_to_who_cuts_every_session():
+    for lasting in (0.0, 0.02, 0.5, 4.9):
+        for _ in range(100):
+            backoff, now, connects = Backoff(), 0.0, 0
+            while now < 10:
+                connects += 1
+                now += lasting + backoff.after(lasting)
+            assert connects <= 20
 
 
 def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
-    for attempts, longest in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 3.2), (7, 5), (100000, 5)):
-        delays = {_delay(attempts) for _ in range(200)}
-        assert longest / 2 <= min(delays) < longest * 0.6
-        assert longest * 0.9 < max(delays) <= longest
+    delays = []
+    for _ in range(200):
+        backoff = Backoff()
+        delays.append([backoff.after(None) for _ in range(20)])
+    for number, longest in ((0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2), (6, 5), (19, 5)):
+        nth = [one[number] for one in delays]
+        assert longest / 2 <= min(nth) < longest * 0.6
+        assert longest * 0.9 < max(nth) <= longest
+
+
+def test_only_a_session_that_outlived_the_longest_delay_is_replaced_at_once():
+    backoff = Backoff()
+    for _ in range(10):
+        backoff.after(0.1)
+    assert backoff.after(4.9) >= 0
+    assert backoff.after(0.0) >= 2.5
+    assert backoff.after(5.1) == 0
+    assert backoff.after(None) <= 0.1
+
+
+def test_a_token_that_is_already_there_counts(fake, events, listen):
+    """As when something keeps gevent's loop busy: the time is over before anybody looks at the socket."""
+    busy = threading.Event()
+    feed = FakeFeed("imbus")
+    feed.put = lambda notifications: busy.wait(5)
+    listener = listen(feed)
+    session = connected(listener)
+    fake.notify("imbus", '["a"]')
+    fake.notify(listener.session.check_channel, "token")
+    threading.Timer(0.3, busy.set).start()
+    assert listener.hears("token", session, 0.1)
+
+
+def test_a_token_counts_for_its_session_only(fake, events, listen):
+    listener = listen(FakeFeed("imbus"))
+    first = connected(listener)
+    fake.notify(listener.session.check_channel, "token")
+    assert listener.hears("token", first, 5)
+    assert not listener.hears("token", first, 0.05)
+    fake.cut()
+    events.expect(LOST)
+    connected(listener)
+    fake.notify(listener.session.check_channel, "other")
+    began = time.monotonic()
+    assert not listener.hears("other", first, 5)
+    assert time.monotonic() - began < 1
+
+
+def test_nobody_waits_for_who_is_told(fake, events, listen):
+    """Telling may mean writing to a log that hangs, and feeds must be served by other threads meanwhile."""
+    feed, blocked = FakeFeed("imbus"), []
+
+    def tell(event):
+        other = threading.Thread(
+            target=lambda: (listener.listen(feed, feed.channels | {"other"}), listener.wanted), daemon=True
+        )
+        other.start()
+        other.join(1)
+        blocked.append(other.is_alive() and event.kind)
+
+    events.also = tell
+    listener = listen(feed)
+    connected(listener)
+    confirmed(listener)
+    events.expect(CONFIRMED)
+    listener.replace(listener.session, "nothing comes")
+    events.expect(DEAF)
+    connected(listener)
+    fake.refuse()
+    fake.cut()
+    events.expect(LOST, FAILED)
+    assert not any(blocked)
+
+
+# Feeds
+
+
+@pytest.fixture
+def feed(events, listen):
+    """A feed and its listener."""
+    listener = listen(FakeFeed("imbus"))
+    connected(listener)
+    feed = Feed(listener, None)
+    feed.channels = frozenset(["imbus"])
+    listener.add(feed)
+    yield feed
+    feed.close()
+
+
+# Who forgets to close is told so by Python.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_cursor_collected_while_its_feed_is_filled_does_not_block(events, listen):
+    listener = listen(FakeFeed("imbus"))
+    connected(listener)
+    cursor = ListeningCursor(listener, "postgres", None)
+    feed = cursor.connection
+    cursor.itself = cursor
+    del cursor
+
+    class Collecting(list):
+        def __iter__(self):
+            gc.collect()
+            return super().__iter__()
+
+        def __getitem__(self, item):
+            gc.collect()
+            return Collecting(super().__getitem__(item))
+
+    filling = threading.Thread(target=feed.put, args=[Collecting([Notify(1, "imbus", "[]")])], daemon=True)
+    filling.start()
+    filling.join(5)
+    assert not filling.is_alive()
+    feed.close()
+
+
+def test_what_nobody_fetches_is_bounded_and_owed(feed, logged):
+    listener = feed._listener
+    for number in range(3):
+        listener.deliver([Notify(1, "imbus", '["%d"]' % number)] * FEED_SIZE)
+    feed.poll()
+    assert len(feed.notifies) == FEED_SIZE
+    assert listener.dropped
+    assert len(logged("does not fetch its notifications")) == 1
+    assert listener.deliver([Notify(1, "imbus", '["again"]')])
+    feed.poll()
+    assert feed.notifies[-1].payload == '["again"]'
+
+
+def test_one_that_is_full_takes_nothing_from_the_others(feed):
+    other = FakeFeed("imbus")
+    feed._listener.add(other)
+    other.full = True
+    assert not feed._listener.deliver([Notify(1, "imbus", '["a"]')])
+    feed.poll()
+    assert [one.payload for one in feed.notifies] == ['["a"]']
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_feed_that_was_forgotten_ends_the_listener(fake, events):
+    feed = FakeFeed("imbus")
+    listener = Listener("postgres", fake.connect, lambda: False, events)
+    listener.add(feed)
+    del feed
+    gc.collect()
+    assert listener.closed
+    listener.run()
+    assert not fake.connects

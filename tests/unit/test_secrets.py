@@ -2,7 +2,7 @@
 
 import pytest
 
-from bus_alt_connection import settings
+from bus_alt_connection import log, settings
 from tests.support.secrets import SECRETS, leaks
 
 URIS = [
@@ -20,6 +20,7 @@ NO_URIS = [
 NAMES = ["IMDISPATCHER_DB_DBNAME", "IMDISPATCHER_DB_USER"]
 NO_NAMES = [
     "IMDISPATCHER_DB_HOST",
+    "IMDISPATCHER_DB_HOSTADDR",
     "ODOO_IMDISPATCHER_DB_HOST",
     "IMDISPATCHER_DB_PORT",
     "IMDISPATCHER_DB_SERVICE",
@@ -43,7 +44,9 @@ def test_a_password_where_none_belongs_is_not_told(name, values):
             for found in settings.read({name: written}, {}), settings.read({}, in_file):
                 assert found.errors or not in_file
                 assert not leaks("\n".join(found.errors + found.warnings))
+                # Where the listeners go to is told as well.
                 assert secret not in str(found.connection)
+                assert not leaks(settings.address(found.connection))
 
 
 @pytest.mark.parametrize(
@@ -56,15 +59,15 @@ def test_a_password_where_none_belongs_is_not_told(name, values):
 )
 def test_a_message_of_others_is_told_without_the_passwords_in_it(message):
     for secret in SECRETS:
-        told = settings.redact(message.replace("{}", secret))
+        told = log.redact(message.replace("{}", secret))
         assert not leaks(told)
         assert told.startswith(message.split()[0])
 
 
 def test_a_message_with_a_password_that_is_known_is_told_without_it():
     for secret in SECRETS:
-        for keyword in settings.SECRETS:
-            told = settings.redact("can't do it:\n%s is wrong\n" % secret, {keyword: secret, "port": 5432})
+        for keyword in log.SECRETS:
+            told = log.redact("can't do it:\n%s is wrong\n" % secret, {keyword: secret, "port": 5432})
             assert told == "can't do it:; *** is wrong"
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies
 from psycopg2 import extensions
 
-from bus_alt_connection import settings
+from bus_alt_connection import log, settings
 
 HOST, ALSO_HOST, CONF_HOST = "IMDISPATCHER_DB_HOST", "ODOO_IMDISPATCHER_DB_HOST", "imdispatcher_db_host"
 
@@ -33,6 +33,10 @@ def read(environ, **options):
         ({HOST: "", ALSO_HOST: "b"}, {CONF_HOST: "c"}, "b"),
         ({HOST: "", ALSO_HOST: ""}, {CONF_HOST: "c"}, "c"),
         ({HOST: ""}, {CONF_HOST: ""}, None),
+        # Nor is what is blank, as a template leaves it.
+        ({HOST: " \n", ALSO_HOST: "b"}, {}, "b"),
+        ({HOST: " "}, {CONF_HOST: "c"}, "c"),
+        ({}, {CONF_HOST: " "}, None),
         # So does Odoo write it.
         ({}, {CONF_HOST: False}, None),
         ({}, {CONF_HOST: "False"}, None),
@@ -70,44 +74,23 @@ def test_each_option_is_looked_for_on_its_own():
 
 
 @pytest.mark.parametrize("keyword", settings.PLACES)
-def test_it_is_configured_if_it_is_told_where_postgresql_is(keyword, service):
-    value = {"port": "1", "service": service, "hostaddr": "192.0.2.1"}.get(keyword, "a")
-    assert read({"IMDISPATCHER_DB_" + keyword.upper(): value}).configured
+def test_it_is_configured_if_it_is_told_where_postgresql_is(keyword):
+    assert read({"IMDISPATCHER_DB_" + keyword.upper(): "1"}).configured
     assert not read({"IMDISPATCHER_DB_USER": "a"}).configured
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
-#: a value that libpq takes, where not any will do
-GOOD = {
-    "channel_binding": "prefer",
-    "gssdelegation": "1",
-    "gssencmode": "disable",
-    "hostaddr": "192.0.2.1",
-    "load_balance_hosts": "random",
-    "max_protocol_version": "latest",
-    "min_protocol_version": "3.0",
-    "port": "5433",
-    "require_auth": "scram-sha-256",
-    "scram_client_key": "A" * 43 + "=",
-    "scram_server_key": "A" * 43 + "=",
-    "ssl_max_protocol_version": "TLSv1.3",
-    "ssl_min_protocol_version": "TLSv1.2",
-    "sslcertmode": "allow",
-    "sslmode": "require",
-    "sslnegotiation": "postgres",
-    "sslsni": "1",
-    "target_session_attrs": "read-write",
-    **dict.fromkeys(settings.NUMBERS, "7"),
-}
-
-
-@pytest.fixture
-def service(tmp_path, monkeypatch):
-    """The name of a service that libpq knows."""
-    (tmp_path / "services").write_text("[a_service]\nhost=db-01\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
-    return "a_service"
+#: of libpq up to 18
+KEYWORDS = """
+    host hostaddr port dbname user password passfile connect_timeout client_encoding options application_name
+    fallback_application_name keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout
+    replication sslmode sslcompression sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir sslsni sslcertmode
+    sslnegotiation sslkeylogfile ssl_min_protocol_version ssl_max_protocol_version requirepeer krbsrvname gsslib
+    gssencmode gssdelegation service target_session_attrs load_balance_hosts channel_binding require_auth
+    min_protocol_version max_protocol_version oauth_client_id oauth_client_secret oauth_issuer oauth_scope
+    scram_client_key scram_server_key
+""".split()
 
 
 def known_to_libpq(keyword):
@@ -118,18 +101,24 @@ def known_to_libpq(keyword):
     return True
 
 
-@pytest.mark.parametrize("keyword", filter(known_to_libpq, settings.KEYWORDS))
-def test_every_keyword_of_libpq_is_an_option(keyword, service):
-    value = service if keyword == "service" else GOOD.get(keyword, "a")
+@pytest.mark.parametrize("keyword", filter(known_to_libpq, KEYWORDS))
+def test_every_keyword_of_libpq_is_an_option(keyword):
+    value = {"sslmode": "require", "connect_timeout": "7"}.get(keyword, "a")
     found = read({"IMDISPATCHER_DB_" + keyword.upper(): value})
     assert found.connection == {keyword: value}
-    assert found.errors == []
+    assert found.errors == found.refused == []
 
 
 def test_a_keyword_that_only_libpq_knows_is_an_option(monkeypatch):
     # One of a release to come, that is.
-    monkeypatch.delitem(settings.KEYWORDS, "sslcrldir")
-    assert read({"IMDISPATCHER_DB_SSLCRLDIR": "a"}).connection == {"sslcrldir": "a"}
+    monkeypatch.setattr(extensions, "parse_dsn", lambda dsn: {"of_libpq_99": "0"} if dsn == "of_libpq_99=0" else {})
+    assert read({"IMDISPATCHER_DB_OF_LIBPQ_99": "a"}).connection == {"of_libpq_99": "a"}
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+def test_each_sslmode_of_libpq_is_taken(sslmode):
+    extensions.parse_dsn("sslmode=" + sslmode)
+    assert read({"IMDISPATCHER_DB_SSLMODE": sslmode}).connection == {"sslmode": sslmode}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +128,7 @@ def test_a_keyword_that_only_libpq_knows_is_an_option(monkeypatch):
         {"HOST": "a,b", "PORT": "1"},
         {"HOSTADDR": "192.0.2.1,192.0.2.2", "PORT": "1,2"},
         {"HOST": "/run/postgresql,a", "PORT": "1,"},
+        {"HOST": "@abstract"},
         {"PORT": "05432"},
     ],
 )
@@ -148,8 +138,35 @@ def test_hosts_and_ports_may_be_lists(places):
     assert found.errors == []
 
 
-def test_ports_may_be_those_of_odoos_own_hosts():
-    assert read({"IMDISPATCHER_DB_PORT": "1,2"}, db_host="a,b").connection == {"port": "1,2"}
+@pytest.mark.parametrize(
+    "keyword, value",
+    [
+        ("port", "54x2"),
+        ("channel_binding", "maybe"),
+        ("gssencmode", "maybe"),
+        ("target_session_attrs", "primry"),
+        ("sslrootcert", "/nowhere"),
+        ("service", "of_nobody"),
+        ("keepalives", "yes"),
+    ],
+)
+def test_what_libpq_judges_as_it_connects_is_left_to_it(keyword, value):
+    # See test_connection: it does.
+    found = read({"IMDISPATCHER_DB_" + keyword.upper(): value})
+    assert found.connection == {keyword: value}
+    assert found.errors == found.refused == []
+
+
+@pytest.mark.parametrize("keyword", ["host", "port", "sslmode", "sslrootcert", "user"])
+def test_blanks_and_line_ends_around_a_value_are_none_of_it(keyword):
+    value = "require" if keyword == "sslmode" else "a"
+    assert read({"IMDISPATCHER_DB_" + keyword.upper(): " %s\n" % value}).connection == {keyword: value}
+
+
+@pytest.mark.parametrize("keyword", filter(known_to_libpq, log.SECRETS))
+def test_a_secret_is_taken_as_it_is(keyword):
+    for value in " a b\n", " ", "postgresql://a", "password=a":
+        assert read({"IMDISPATCHER_DB_" + keyword.upper(): value}).connection == {keyword: value}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("0.5", 0.5), ("1e3", 1000), (" 7 ", 7)])
@@ -166,156 +183,155 @@ def test_intervals_have_defaults():
 
 # What is wrong --------------------------------------------------------------------------------------------------------
 
+MARK = "S3CR3T"
+MENDED = " No listener connects until that is mended"
+
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         # Misspelt: the nearest is named in the spelling that was used.
-        ("IMDISPATCHER_DB_HOTS", "a", r"Did you mean IMDISPATCHER_DB_HOST\?"),
-        ("ODOO_IMDISPATCHER_DB_HOTS", "a", r"Did you mean ODOO_IMDISPATCHER_DB_HOST\?"),
-        ("imdispatcher_db_hots", "a", r"Did you mean imdispatcher_db_host\?"),
-        ("IMDISPATCHER_HOST", "a", r"Did you mean IMDISPATCHER_DB_HOST\?"),
-        ("IMDISPATCHER_DB_SSL_ROOT_CERT", "a", r"Did you mean IMDISPATCHER_DB_SSLROOTCERT\?"),
-        ("IMDISPATCHER_DB_CHECK_INTERVAL", "1", r"Did you mean IMDISPATCHER_CHECK_INTERVAL\?"),
-        ("IMDISPATCHER_CHEK_INTERVAL", "1", r"Did you mean IMDISPATCHER_CHECK_INTERVAL\?"),
-        ("IMDISPATCHER_DB_XYZZY", "a", "is not an option and is left out. Unset it"),
-        ("IMDISPATCHER_DB_", "a", "is not an option"),
-        ("IMDISPATCHER_", "a", "is not an option"),
-        ("IMDISPATCHER_DB_HOST; --", "a", "is not an option"),
-        # Ports
-        ("IMDISPATCHER_DB_PORT", "54x2", "is not a port and is left out. Set it to a number from 1 to 65535"),
-        ("IMDISPATCHER_DB_PORT", "0", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "-5432", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "65536", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "5432;5433", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "1,two", "is not a port"),
-        # Digits all the same; the first is none for int(), the second is one, but none for libpq.
-        ("IMDISPATCHER_DB_PORT", "543\N{SUPERSCRIPT TWO}", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "543\N{ARABIC-INDIC DIGIT TWO}", "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "5" * 5000, "is not a port"),
-        ("IMDISPATCHER_DB_PORT", "5432,5433", r"has 2 ports for 1 host\(s\) and is left out. Set one port, or one"),
+        ("IMDISPATCHER_DB_HOTS", MARK, "is not an option. Did you mean IMDISPATCHER_DB_HOST?"),
+        ("ODOO_IMDISPATCHER_DB_HOTS", MARK, "is not an option. Did you mean ODOO_IMDISPATCHER_DB_HOST?"),
+        ("imdispatcher_db_hots", MARK, "is not an option. Did you mean imdispatcher_db_host?"),
+        ("IMDISPATCHER_HOST", MARK, "is not an option. Did you mean IMDISPATCHER_DB_HOST?"),
+        ("IMDISPATCHER_DB_SSL_MODE", MARK, "is not an option. Did you mean IMDISPATCHER_DB_SSLMODE?"),
+        ("IMDISPATCHER_SSLMODE", MARK, "is not an option. Did you mean IMDISPATCHER_DB_SSLMODE?"),
+        ("IMDISPATCHER_DB_SSL_ROOT_CERT", MARK, "is not an option. Did you mean IMDISPATCHER_DB_SSLROOTCERT?"),
+        ("IMDISPATCHER_DB_CHANEL_BINDING", MARK, "is not an option. Did you mean IMDISPATCHER_DB_CHANNEL_BINDING?"),
+        ("IMDISPATCHER_DB_REQUIRE_AUTHS", MARK, "is not an option. Did you mean IMDISPATCHER_DB_REQUIRE_AUTH?"),
+        ("IMDISPATCHER_DB_PASSWD", MARK, "is not an option. Did you mean IMDISPATCHER_DB_PASSWORD?"),
+        ("IMDISPATCHER_DB_CHECK_INTERVAL", MARK, "is not an option. Did you mean IMDISPATCHER_CHECK_INTERVAL?"),
+        ("IMDISPATCHER_CHEK_INTERVAL", MARK, "is not an option. Did you mean IMDISPATCHER_CHECK_INTERVAL?"),
+        ("IMDISPATCHER_DB_XYZZY", MARK, "is not an option. Unset it."),
+        ("IMDISPATCHER_DB_", MARK, "is not an option. "),
+        ("IMDISPATCHER_", MARK, "is not an option. "),
+        ("IMDISPATCHER_DB_HOST; --", MARK, "is not an option. "),
+        # libpq would read each of these as another keyword, or as two.
+        ("IMDISPATCHER_DB_HOST ", MARK, "is not an option. "),
+        ("IMDISPATCHER_DB_PORT=1 HOST", MARK, "is not an option. "),
+        ("IMDISPATCHER_DB_POSTGRESQL:///?HOST", MARK, "is not an option. "),
+        # sslmode, on which depends what somebody on the way can read
+        ("IMDISPATCHER_DB_SSLMODE", "verify_full", "is not an sslmode. Did you mean verify-full?"),
+        ("ODOO_IMDISPATCHER_DB_SSLMODE", "verify_full", "is not an sslmode. Did you mean verify-full?"),
+        ("imdispatcher_db_sslmode", "verify_full", "is not an sslmode. Did you mean verify-full?"),
+        ("IMDISPATCHER_DB_SSLMODE", "VERIFY-CA", "is not an sslmode. Did you mean verify-ca?"),
+        ("IMDISPATCHER_DB_SSLMODE", "requires", "is not an sslmode. Did you mean require?"),
+        ("IMDISPATCHER_DB_SSLMODE", MARK, "is not an sslmode. Did you mean verify-full?"),
         # Hosts
-        ("IMDISPATCHER_DB_HOST", "postgresql://db-01/postgres", "is not a host name and is left out. Set the host"),
-        ("IMDISPATCHER_DB_HOST", "odoo@db-01", "is not a host name"),
-        ("IMDISPATCHER_DB_HOST", "host=db-01 port=5432", "is not a host name"),
+        (
+            "IMDISPATCHER_DB_HOST",
+            "postgresql://db-01/postgres",
+            "is a URI or DSN. Set host, port, user and password in",
+        ),
+        ("IMDISPATCHER_DB_HOST", "odoo@db-01", "is a URI or DSN. Set host, port, user and password in an option each."),
+        ("IMDISPATCHER_DB_HOST", "host=db-01 port=5432", "is a URI or DSN. "),
+        ("IMDISPATCHER_DB_HOSTADDR", "odoo@192.0.2.1", "is a URI or DSN. "),
         # The server would name these, and only the first 63 bytes of them.
-        ("IMDISPATCHER_DB_DBNAME", "postgresql://db-01", "is a URI and is left out. Set the host"),
-        ("IMDISPATCHER_DB_USER", "postgresql://db-01", "is a URI and is left out"),
-        # Numbers
-        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "7 s", "is not a whole number"),
-        ("IMDISPATCHER_DB_TCP_USER_TIMEOUT", "1.5", "is not a whole number and is left out"),
-        ("IMDISPATCHER_DB_KEEPALIVES", "yes", "is not a whole number"),
-        ("IMDISPATCHER_DB_KEEPALIVES_IDLE", "\N{ARABIC-INDIC DIGIT TWO}", "is not a whole number"),
-        ("IMDISPATCHER_DB_KEEPALIVES_COUNT", "99999999999", "is not a whole number"),
-        # Values that libpq refuses; the rest is its message.
-        ("IMDISPATCHER_DB_SSLMODE", "requires", "is left out: .*sslmode"),
-        ("IMDISPATCHER_DB_TARGET_SESSION_ATTRS", "primry", "is left out: .*target_session_attrs"),
-        ("IMDISPATCHER_DB_GSSENCMODE", "maybe", "is left out: .*gssencmode"),
-        ("IMDISPATCHER_DB_SSL_MIN_PROTOCOL_VERSION", "TLSv9", "is left out: .*ssl_min_protocol_version"),
-        ("IMDISPATCHER_DB_SERVICE", "of_nobody", "is left out: .*of_nobody"),
-        # Intervals
-        ("IMDISPATCHER_CHECK_INTERVAL", "soon", "is not a number of seconds; using 60. Set it to 0"),
-        ("IMDISPATCHER_CHECK_INTERVAL", "-1", "is not a number of seconds"),
-        ("IMDISPATCHER_POLL_INTERVAL", "nan", "is not a number of seconds; using 5. "),
-        ("IMDISPATCHER_POLL_INTERVAL", "inf", "is not a number of seconds"),
+        ("IMDISPATCHER_DB_DBNAME", "postgresql://db-01", "is a URI or DSN. "),
+        ("IMDISPATCHER_DB_USER", "postgresql://db-01", "is a URI or DSN. "),
+        # Ours to read, since libpq does not when it connects without blocking.
+        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "7 s", "is not a whole number of seconds."),
+        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "7.5", "is not a whole number of seconds."),
+        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "\N{ARABIC-INDIC DIGIT TWO}", "is not a whole number of seconds."),
+        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "9" * 5000, "is not a whole number of seconds."),
     ],
 )
-def test_what_is_wrong_is_left_out_and_named_once(name, value, message):
+def test_what_is_wrong_is_named_once_and_keeps_us_from_connecting(name, value, message):
+    in_file = name.islower()
+    right = {} if name == HOST else {HOST: "db-01"}
+    found = settings.read(right if in_file else {**right, name: value}, {name: value} if in_file else {})
+    (error,) = found.errors
+    assert error.startswith("%s %s" % (name, message))
+    assert error.endswith(MENDED)
+    assert value not in error
+    assert found.refused == [name]
+    assert found.warnings == []
+    assert (found.check_interval, found.poll_interval) == (60, 5)
+    with pytest.raises(psycopg2.OperationalError) as refused:
+        found.parameters({"dbname": "postgres", "host": "pooler", "sslmode": "prefer"})
+    assert "the ERROR on each at the start of Odoo" in str(refused.value)
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["0", "7", " 7 ", "-1"])
+def test_a_timeout_to_connect_is_a_whole_number(text):
+    assert read({"IMDISPATCHER_DB_CONNECT_TIMEOUT": text}).connection == {"connect_timeout": text.strip()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("IMDISPATCHER_CHECK_INTERVAL", "soon", "is not a number of seconds. Set it to 0 (off) or more. Using 60"),
+        ("ODOO_IMDISPATCHER_CHECK_INTERVAL", "-1", "is not a number of seconds. Set it to 0 (off) or more. Using 60"),
+        ("imdispatcher_poll_interval", "nan", "is not a number of seconds. Set it to 0 (off) or more. Using 5"),
+        ("IMDISPATCHER_POLL_INTERVAL", "inf", "is not a number of seconds. Set it to 0 (off) or more. Using 5"),
+    ],
+)
+def test_an_interval_that_is_wrong_is_named_and_does_no_harm(name, value, message):
     in_file = name.islower()
     found = settings.read({} if in_file else {name: value}, {name: value} if in_file else {})
-    (error,) = found.errors
-    assert error.startswith("%s=%s " % (name, value))
-    assert re.search(message, error)
-    assert found.connection == {}
+    assert found.errors == ["%s %s" % (name, message)]
+    assert found.refused == []
     assert (found.check_interval, found.poll_interval) == (60, 5)
+    assert found.parameters({"dbname": "postgres"})["dbname"] == "postgres"
 
 
-def test_what_is_right_is_kept():
-    found = read(
-        {
-            "IMDISPATCHER_DB_HOST": "db-01",
-            "IMDISPATCHER_DB_PORT": "x",
-            "IMDISPATCHER_DB_SSLMODE": "requires",
-            "IMDISPATCHER_DB_SSLCRL": "a",
-            "IMDISPATCHER_DB_PROT": "1",
-            "IMDISPATCHER_CHECK_INTERVAL": "soon",
-            "IMDISPATCHER_POLL_INTERVAL": "1",
-        }
-    )
-    assert len(found.errors) == 4
-    assert found.connection == {"host": "db-01", "sslcrl": "a"}
+def test_all_that_is_wrong_is_named():
+    wrong = {
+        "IMDISPATCHER_DB_SSLMODE": "requires",
+        "IMDISPATCHER_DB_PROT": "1",
+        "ODOO_IMDISPATCHER_DB_CONNECT_TIMEOUT": "soon",
+        "IMDISPATCHER_CHECK_INTERVAL": "soon",
+    }
+    found = read({HOST: "db-01", "IMDISPATCHER_POLL_INTERVAL": "1", **wrong})
+    assert sorted(error.split()[0] for error in found.errors) == sorted(wrong)
+    assert sorted(found.refused) == sorted(set(wrong) - {"IMDISPATCHER_CHECK_INTERVAL"})
     assert (found.check_interval, found.poll_interval) == (60, 1)
 
 
-def test_more_ports_than_hosts_leave_the_hosts():
-    found = read({HOST: "a,b", "IMDISPATCHER_DB_PORT": "1,2,3"})
-    (error,) = found.errors
-    assert error.startswith("IMDISPATCHER_DB_PORT=1,2,3 has 3 ports for 2 host(s)")
-    assert found.connection == {"host": "a,b"}
+def test_what_was_overruled_can_not_be_wrong():
+    found = read({"IMDISPATCHER_DB_SSLMODE": "require"}, imdispatcher_db_sslmode="verify_full")
+    assert found.connection == {"sslmode": "require"}
+    assert found.errors == found.refused == []
 
 
-def test_an_address_is_needed_for_each_host():
-    found = read({HOST: "a,b", "IMDISPATCHER_DB_HOSTADDR": "127.0.0.1"})
-    (error,) = found.errors
-    assert error.startswith("IMDISPATCHER_DB_HOSTADDR=127.0.0.1 has 1 address(es) for 2 host(s)")
-    assert found.connection == {"host": "a,b"}
-
-
-def test_values_that_do_not_go_together_are_left_out():
-    versions = {
-        "IMDISPATCHER_DB_SSL_MIN_PROTOCOL_VERSION": "TLSv1.3",
-        "IMDISPATCHER_DB_SSL_MAX_PROTOCOL_VERSION": "TLSv1.2",
-    }
-    found = read(versions)
-    (error,) = found.errors
-    assert "is left out: " in error
-    assert len(found.connection) == 1
-
-
-def test_what_only_odoos_own_sslmode_forbids_is_left_out():
-    own = {"db_sslmode": "require"}
-    found = settings.read({"IMDISPATCHER_DB_SSLROOTCERT": "system"}, own)
-    (error,) = found.errors
-    assert error.startswith("IMDISPATCHER_DB_SSLROOTCERT=system is left out: ")
-    both = {"IMDISPATCHER_DB_SSLROOTCERT": "system", "IMDISPATCHER_DB_SSLMODE": "verify-full"}
-    assert settings.read(both, own).errors == []
-
-
-def test_what_needs_a_network_is_not_refused_for_want_of_it(monkeypatch):
-    connect = psycopg2.connect
-
-    def connect_as_libpq_17(**parameters):
-        # It says so before it even tries to connect.
-        if parameters.get("gssencmode") == "require" and parameters["host"].startswith("/"):
-            raise psycopg2.OperationalError("GSSAPI encryption required but it is not supported over a local socket")
-        return connect(**parameters)
-
-    monkeypatch.setattr(psycopg2, "connect", connect_as_libpq_17)
-    found = read({"IMDISPATCHER_DB_GSSENCMODE": "require"})
-    assert found.connection == {"gssencmode": "require"}
-
-
-def test_a_keyword_of_a_newer_libpq_names_it(monkeypatch):
+@pytest.mark.parametrize("keyword", ["require_auth", "channel_binding", "tcp_user_timeout"])
+def test_of_a_keyword_of_a_newer_libpq_is_not_said_that_it_is_misspelt(keyword, monkeypatch):
     parse = extensions.parse_dsn
 
     def parse_as_of_old(dsn):
-        if dsn.startswith("tcp_user_timeout"):
-            raise psycopg2.ProgrammingError('invalid connection option "tcp_user_timeout"')
+        if dsn.startswith(keyword):
+            raise psycopg2.ProgrammingError('invalid connection option "%s"' % keyword)
         return parse(dsn)
 
     monkeypatch.setattr(extensions, "parse_dsn", parse_as_of_old)
-    monkeypatch.setattr(extensions, "libpq_version", lambda: 110005)
-    found = read({"IMDISPATCHER_DB_TCP_USER_TIMEOUT": "7", HOST: "db-01"})
+    name = "IMDISPATCHER_DB_" + keyword.upper()
+    found = read({name: "a", HOST: "db-01"})
     (error,) = found.errors
-    assert error.startswith(
-        "IMDISPATCHER_DB_TCP_USER_TIMEOUT=7 needs libpq 12 or newer, this one is 11.5; it is left out"
-    )
-    assert found.connection == {"host": "db-01"}
+    assert found.refused == [name]
+    assert "Did you mean %s?" % name not in error
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    strategies.sampled_from(KEYWORDS) | strategies.text("abcdehlmoprst_", max_size=12),
+    strategies.sampled_from(["IMDISPATCHER_DB_", "IMDISPATCHER_", "ODOO_IMDISPATCHER_DB_", "ODOO_IMDISPATCHER_"]),
+    strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+)
+def test_nothing_that_is_set_is_left_out_in_silence(option, prefix, value):
+    hypothesis.assume(value.strip())
+    name = prefix + option.upper()
+    found = read({name: value})
+    if name in found.refused:
+        with pytest.raises(psycopg2.OperationalError):
+            found.parameters({"dbname": "postgres"})
+    else:
+        assert found.connection[option] in (value, value.strip())
 
 
 # Secrets --------------------------------------------------------------------------------------------------------------
 
-MARK = "S3CR3T"
 # No environment variable holds a zero byte.
 secrets = strategies.text(
     strategies.sampled_from(" \n'\"\\/@:;=%&")
@@ -324,108 +340,84 @@ secrets = strategies.text(
 )
 names = strategies.sampled_from(
     [
-        "IMDISPATCHER_CHECK_INTERVAL",
-        "IMDISPATCHER_DB_DSN",
-        "IMDISPATCHER_DB_URL",
-        "IMDISPATCHER_URL",
-        *("IMDISPATCHER_DB_" + keyword.upper() for keyword in settings.KEYWORDS),
+        *("DB_" + keyword.upper() for keyword in KEYWORDS),
+        "CHECK_INTERVAL",
+        "POLL_INTERVAL",
+        "URL",
+        "PASSWORD",
+        "DB_DSN",
+        "DB_URL",
+        "DB_PASSWORT",
+        "DB_PASSWD",
+        "DB_PWD",
+        "DB_PASSWORD_FILE",
+        "DB_SSL_PASSWORD",
+        "DB_TOKEN",
+        "DB_SECRET",
     ]
 )
 prefixes = strategies.sampled_from(["", "ODOO_"])
+uris = strategies.sampled_from(
+    [
+        "%s",
+        "postgresql://odoo:%s@db-01:5432/postgres",
+        "postgres://:%s@db-01",
+        "odoo:%s@db-01",
+        "postgresql://db-01/postgres?user=odoo&password=%s",
+        "host=db-01 password=%s user=odoo",
+        "host=db-01 sslpassword = '%s'",
+        "host=db-01 oauth_client_secret=%s",
+    ]
+)
 
 
 def messages_on(environ, **options):
     found = settings.read(environ, options)
-    for message in found.errors + found.warnings:
+    messages = found.errors + found.warnings
+    if found.refused:
+        with pytest.raises(psycopg2.OperationalError) as refused:
+            found.parameters({"dbname": "postgres"})
+        messages.append(str(refused.value))
+    for message in messages:
         assert len(message.splitlines()) == 1
-    return " ".join(found.errors + found.warnings)
+    return " ".join(messages)
 
 
-@given(
-    strategies.sampled_from(
-        [
-            *("DB_" + keyword.upper() for keyword in settings.SECRETS),
-            "DB_PASSWORT",
-            "DB_PASSWD",
-            "DB_PSWD",
-            "DB_PASS",
-            "DB_PWD",
-            "DB_PASWORD",
-            "DB_PASSWORD_FILE",
-            "DB_SSL_PASSWORD",
-            "DB_TOKEN",
-            "DB_SECRET",
-            "DB_CREDENTIALS",
-            "PASSWORD",
-        ]
-    ),
-    prefixes,
-    secrets,
-    secrets,
-)
-def test_no_message_has_the_value_of_a_secret_option(option, prefix, before, after):
-    value = before + MARK + after
-    assert MARK not in messages_on({prefix + "IMDISPATCHER_" + option: value})
-    assert MARK not in messages_on({}, **{"imdispatcher_" + option.lower(): value})
+@hypothesis.settings(max_examples=200, deadline=None)
+@given(names, prefixes, secrets, secrets, uris)
+def test_no_message_has_a_value(name, prefix, before, after, uri):
+    value = uri % (before + MARK + after)
+    assert MARK not in messages_on({prefix + "IMDISPATCHER_" + name: value})
+    assert MARK not in messages_on({}, **{"imdispatcher_" + name.lower(): value})
+    # In both spellings, that differ.
+    assert MARK not in messages_on({"IMDISPATCHER_" + name: value, "ODOO_IMDISPATCHER_" + name: value + "a"})
 
 
-@hypothesis.settings(max_examples=400)
-@given(
-    names,
-    prefixes,
-    secrets,
-    secrets,
-    strategies.sampled_from(
-        [
-            "postgresql://odoo:%s@db-01:5432/postgres",
-            "postgres://:%s@db-01",
-            "odoo:%s@db-01",
-            "postgresql://db-01/postgres?user=odoo&password=%s",
-            "host=db-01 password=%s user=odoo",
-            "host=db-01 sslpassword = '%s'",
-            "host=db-01 oauth_client_secret=%s",
-        ]
-    ),
-)
-def test_no_message_has_the_password_of_a_uri(name, prefix, before, after, uri):
-    assert MARK not in messages_on({prefix + name: uri % (before + MARK + after)})
-
-
-def test_a_secret_that_libpq_refuses_is_not_shown(monkeypatch):
-    def connect(**parameters):
-        # As libpq 18 does with the keys of SCRAM.
-        raise psycopg2.OperationalError('invalid value: "%s"' % parameters.get("sslpassword", ""))
-
-    monkeypatch.setattr(psycopg2, "connect", connect)
-    messages = messages_on({"IMDISPATCHER_DB_SSLPASSWORD": MARK})
-    assert "IMDISPATCHER_DB_SSLPASSWORD=*** is left out" in messages
-    assert MARK not in messages
-
-
-@given(secrets, secrets, strategies.sampled_from(settings.SECRETS))
+@hypothesis.settings(deadline=None)
+@given(secrets, secrets, strategies.sampled_from(log.SECRETS))
 def test_redact_takes_passwords_out(before, after, keyword):
     secret = before + MARK + after
-    assert MARK not in settings.redact('no entry for "%s"' % secret, {keyword: secret, "user": "odoo"})
-    assert MARK not in settings.redact("postgresql://odoo:%s@db-01" % secret)
-    assert MARK not in settings.redact("host=db-01 password=%s" % secret)
+    assert MARK not in log.redact('no entry for "%s"' % secret, {keyword: secret, "user": "odoo"})
+    assert MARK not in log.redact("postgresql://odoo:%s@db-01" % secret)
+    assert MARK not in log.redact("host=db-01 password=%s" % secret)
 
 
 def test_redact_keeps_the_rest_on_one_line():
     message = 'connection to server at "db-01" failed: FATAL:  no\n\tIs it running?\n'
-    assert settings.redact(message) == 'connection to server at "db-01" failed: FATAL:  no; Is it running?'
-    assert settings.redact("postgresql://odoo:a@db-01/postgres") == "postgresql://odoo:***@db-01/postgres"
+    assert log.redact(message) == 'connection to server at "db-01" failed: FATAL:  no; Is it running?'
+    assert log.redact("postgresql://odoo:a@db-01/postgres") == "postgresql://odoo:***@db-01/postgres"
 
 
 def test_a_password_that_was_never_set_changes_nothing():
     for parameters in ({}, {"password": None}, {"password": ""}, {"password": False}):
-        assert settings.redact("as it is", parameters) == "as it is"
+        assert log.redact("as it is", parameters) == "as it is"
 
 
 # What is made of it ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_configured_replaces_odoos_own_and_the_rest_stays():
-    own = {"database": "postgres", "host": "pooler", "port": 6432, "user": "odoo", "password": "a", "sslmode": "prefer"}
+    own = {"dbname": "postgres", "host": "pooler", "port": 6432, "user": "odoo", "password": "a", "sslmode": "prefer"}
     found = read({HOST: "db-01", "IMDISPATCHER_DB_PASSWORD": "b"})
     assert found.parameters(own) == {
         "application_name": "odoo-listener-%d" % os.getpid(),
@@ -436,11 +428,11 @@ def test_what_is_configured_replaces_odoos_own_and_the_rest_stays():
         "password": "b",
         "sslmode": "prefer",
     }
-    assert own["database"] == "postgres"  # it is Odoo's
+    assert own["host"] == "pooler"  # it is Odoo's
 
 
 def test_the_name_of_a_listener_can_be_chosen():
-    own = {"database": "postgres", "application_name": "odoo-1"}
+    own = {"dbname": "postgres", "application_name": "odoo-1"}
     assert read({"IMDISPATCHER_DB_APPLICATION_NAME": "a"}).parameters(own)["application_name"] == "a"
 
 
@@ -456,25 +448,42 @@ def test_the_name_of_a_listener_can_be_chosen():
 )
 def test_a_database_is_configured_for_the_system_database_only(configured, database, system_database, dbname):
     found = read({"IMDISPATCHER_DB_DBNAME": configured or ""})
-    assert found.parameters({"database": database}, system_database)["dbname"] == dbname
+    assert found.parameters({"dbname": database}, system_database)["dbname"] == dbname
 
 
-@pytest.mark.parametrize(
-    ("parameters", "expected"),
-    [
-        ({}, [(None, None, None)]),
-        ({"host": "a"}, [("a", None, None)]),
-        ({"host": "a", "port": 1}, [("a", None, "1")]),
-        ({"host": "a,b", "port": "1,2"}, [("a", None, "1"), ("b", None, "2")]),
-        ({"host": "a,b", "port": "1"}, [("a", None, "1"), ("b", None, "1")]),
-        ({"host": "a,b"}, [("a", None, None), ("b", None, None)]),
-        ({"host": "a", "hostaddr": "1,2", "port": "3,4"}, [("a", "1", "3"), ("a", "2", "4")]),
-    ],
-)
-def test_each_host_gets_parameters_of_its_own(parameters, expected):
-    hosts = settings.each_host({"user": "odoo", **parameters})
-    assert [tuple(one.get(name) for name in ("host", "hostaddr", "port")) for one in hosts] == expected
-    assert all(one["user"] == "odoo" for one in hosts)
+OWN = {"dbname": "postgres", "host": "pooler", "port": 6432, "user": "odoo", "password": "a", "sslmode": "prefer"}
+
+
+def test_a_service_says_where_and_how():
+    found = read({"IMDISPATCHER_DB_SERVICE": "direct"}).parameters(OWN)
+    assert {key: found.get(key) for key in (*OWN, "service")} == {
+        "dbname": "postgres",
+        "host": None,
+        "port": None,
+        "sslmode": None,
+        "user": "odoo",
+        "password": "a",
+        "service": "direct",
+    }
+
+
+def test_a_service_does_not_ask_for_less_than_odoo_does():
+    found = read({"IMDISPATCHER_DB_SERVICE": "direct"}).parameters({**OWN, "sslmode": "verify-full"})
+    assert found["sslmode"] == "verify-full"
+
+
+def test_what_is_configured_beside_a_service_comes_before_it():
+    environ = {"SERVICE": "direct", "HOST": "db-01", "PORT": "5433", "SSLMODE": "prefer"}
+    found = read({"IMDISPATCHER_DB_" + key: value for key, value in environ.items()}).parameters(OWN)
+    assert {key.upper(): found[key] for key in ("service", "host", "port", "sslmode")} == environ
+
+
+def test_an_address_takes_the_place_of_the_poolers_name():
+    found = read({"IMDISPATCHER_DB_HOSTADDR": "192.0.2.1"}).parameters(OWN)
+    assert "host" not in found
+    assert found["hostaddr"] == "192.0.2.1"
+    both = read({"IMDISPATCHER_DB_HOSTADDR": "192.0.2.1", HOST: "db-01"}).parameters(OWN)
+    assert (both["host"], both["hostaddr"]) == ("db-01", "192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -488,6 +497,8 @@ def test_each_host_gets_parameters_of_its_own(parameters, expected):
         ({"host": "a,b", "port": "1"}, "a:1,b:1"),
         ({"hostaddr": "192.0.2.1"}, "192.0.2.1:5432"),
         ({"host": "/run/postgresql"}, "/run/postgresql:5432"),
+        ({"service": "direct"}, "service direct"),
+        ({"service": "direct", "host": "db-01"}, "db-01:5432"),
     ],
 )
 def test_an_address_is_what_people_would_write(parameters, text):

@@ -17,7 +17,7 @@ def start(self):
     self.dbcursor = sql_db.db_connect("postgres").cursor()
     self.dbcursor.execute("LISTEN cron_trigger")
     self.dbcursor.commit()
-    _logger.info("a cron worker listens with backend %d", self.dbcursor._cnx.info.backend_pid)
+    _logger.info("a cron worker is served by a server of version %d", self.dbcursor._cnx.info.server_version)
 
 
 def post_load():

@@ -1,0 +1,185 @@
+# Copyright 2026 the bus_alt_connection contributors
+# License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
+"""The one patch: who says LISTEN is handed a cursor that goes past the pooler.
+
+Odoo's listeners ask ``sql_db`` for a cursor in the very function that says LISTEN.
+So when a cursor is asked for, the constants of the asking function tell: if one of
+them is a LISTEN statement it gets a listening cursor, otherwise nothing changes.
+That holds for the bus and cron of all series, and for other addons alike. The jobs
+that a cron thread runs are asked for by other functions, and stay on the pooler.
+
+On its way from PostgreSQL to Odoo's loop a notification passes::
+
+    connection.Connection -> listener.Listener -> cursor.Feed
+
+and `supervisor.Supervisor` sees to it that none is missed. When all is well, the log has::
+
+    listeners go to db-01:5432, all other cursors to pgbouncer:6432
+    listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms
+"""
+
+import functools
+import logging
+import os
+import re
+import sys
+import threading
+import types
+
+from odoo import release, sql_db
+from odoo.tools import config
+
+from . import connection, settings
+from .catchup import Backlog
+from .cursor import ListeningCursor
+from .listener import DirectSession, Listener
+from .log import OutageLog
+from .supervisor import Supervisor
+
+_logger = logging.getLogger(__name__)
+
+# A whole statement, so that a docstring on listening is none. The channel may be
+# put in later: "LISTEN ", "LISTEN %s", "LISTEN {}".
+_LISTEN = re.compile(r'''\s*listen\s+("[^"]*"?|[\w$]+|%s|%\(\w+\)s|\{\w*\})?\s*;?\s*\Z''', re.IGNORECASE)
+# These only pass on what somebody else asks for.
+_GO_BETWEENS = ("odoo.sql_db", "odoo.modules.registry", "odoo.orm.registry", __name__)
+
+
+class _Process(object):
+    """What this process has of listeners: at most one per database."""
+
+    def __init__(self):
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.supervisors = {}
+        #: the databases that Odoo has worked on, where bus_bus may be
+        self.databases = set()
+        self.backlog = Backlog(_open_ordinary)
+
+
+_process = None
+_options = None
+
+
+def install():
+    """Patch Odoo's ``Connection.cursor``, and say in the log what will go where."""
+    global _options
+    if _options is not None:
+        return
+    _options = settings.read(os.environ, config.options)
+    _report()
+    original = sql_db.Connection.cursor
+
+    @functools.wraps(original)
+    def cursor(self, *args, **kwargs):
+        code = _asking_code()
+        listens, elsewhere = _says_listen(code), "dsn" in self.dsn
+        if listens and not elsewhere:
+            return _listening_cursor(self.dbname, functools.partial(original, self, *args, **kwargs))
+        # By a URI other addons open databases of their own.
+        if listens:
+            _logger.info("%s listens at a URI of its own, which is left to it", code)
+        elif not elsewhere:
+            _here().databases.add(self.dbname)
+        return original(self, *args, **kwargs)
+
+    sql_db.Connection.cursor = cursor
+
+
+def supervisors():
+    """Return the `Supervisor` of each listener of this process."""
+    return [one for one in _here().supervisors.values() if not one.listener.closed]
+
+
+def _here():
+    global _process
+    if _process is None or _process.pid != os.getpid():
+        # A fork has the listeners of its parent only by name.
+        _process = _Process()
+    return _process
+
+
+def _listening_cursor(database, ordinary):
+    here = _here()
+    with here.lock:
+        supervisor = here.supervisors.get(database)
+        if supervisor is not None:
+            cursor = ListeningCursor(supervisor.listener, database, ordinary)
+            if supervisor.listener.add(cursor.connection):
+                return cursor
+        session = functools.partial(_direct_session, database)
+        listener = Listener(database, session, _stopping, OutageLog(database), _series())
+        cursor = ListeningCursor(listener, database, ordinary)
+        listener.add(cursor.connection)
+        supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options)
+        try:
+            for one in (supervisor, listener):
+                threading.Thread(target=one.run, name="%s.%s" % (type(one).__module__, database), daemon=True).start()
+        except Exception:
+            # One without the other would be deaf without a word.
+            listener.close()
+            raise
+        here.supervisors[database] = supervisor
+        return cursor
+
+
+def _ordinary(database):
+    """Return the libpq keywords that Odoo itself connects to ``database`` with."""
+    parameters = dict(sql_db.connection_info_for(database)[1])
+    return dict(parameters, dbname=parameters.pop("database", database))
+
+
+def _open_ordinary(database):
+    return connection.connect(_ordinary(database))
+
+
+def _direct(database):
+    """Return the libpq keywords that listeners on ``database`` connect with."""
+    return _options.parameters(_ordinary(database), config.get("db_system") or "postgres")
+
+
+def _direct_session(database):
+    return connection.connect(_direct(database), DirectSession)
+
+
+def _series():
+    """Return the series of Odoo, without what is after the dot: 19, of saas~19.2 too."""
+    return int(re.search("[0-9]+", str(release.version_info[0])).group())
+
+
+def _stopping():
+    """Return whether Odoo has been told to end."""
+    server = getattr(sys.modules.get("odoo.service.server"), "server", None)
+    return bool(getattr(server, "quit_signals_received", 0))
+
+
+def _asking_code():
+    """Return the code of the function that asks for a cursor."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__") in _GO_BETWEENS:
+        frame = frame.f_back
+    return frame.f_code
+
+
+@functools.lru_cache(maxsize=4096)
+def _says_listen(code):
+    return any(
+        _LISTEN.match(constant)
+        if isinstance(constant, str)
+        else isinstance(constant, types.CodeType) and _says_listen(constant)
+        for constant in code.co_consts
+    )
+
+
+def _report():
+    for level, problems in ((logging.ERROR, _options.errors), (logging.WARNING, _options.warnings)):
+        for problem in problems:
+            _logger.log(level, "%s", problem)
+    ordinary = settings.address(_ordinary("postgres"))
+    if _options.configured and not _options.refused:
+        direct = settings.address(_direct("postgres"))
+        _logger.info("listeners go to %s, all other cursors to %s", direct, ordinary)
+    elif not _options.refused:
+        text = "neither %s nor %s is set: listeners go to %s like all other cursors."
+        text += " If that is a pooler, set them to where PostgreSQL itself is"
+        _logger.warning(text, settings.HOST_OPTION, settings.PORT_OPTION, ordinary)

@@ -1,0 +1,162 @@
+import gc
+import logging
+import socket
+import sys
+import threading
+import types
+
+import pytest
+
+from bus_alt_connection import log, settings
+from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.listener import Listener
+from bus_alt_connection.supervisor import Supervisor
+from tests.unit.fakes import Events, FakeServer, noted
+
+
+@pytest.fixture
+def fake():
+    return FakeServer()
+
+
+@pytest.fixture
+def events():
+    return Events()
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """Return a function that gives the lines of the addon's log so far: those with all of the texts."""
+    caplog.set_level(logging.DEBUG, "bus_alt_connection")
+    monkeypatch.setattr(log, "_last", {})
+
+    def lines(*texts):
+        messages = [record.getMessage() for record in caplog.records]
+        return [message for message in messages if all(text in message for text in texts)]
+
+    return lines
+
+
+@pytest.fixture
+def listen(fake, events):
+    """Return a function that starts a listener for the feeds; it is ended after the test."""
+    started = []
+
+    def listen(*feeds, connect=fake.connect, stopping=lambda: False):
+        listener = Listener("postgres", connect, stopping, events, 19)
+        for feed in feeds:
+            listener.add(feed)
+        # Weakly held there.
+        started.append((listener, feeds))
+        threading.Thread(target=listener.run, name="bus_alt_connection.listener", daemon=True).start()
+        return listener
+
+    yield listen
+    _end(listener for listener, _feeds in started)
+
+
+@pytest.fixture
+def options():
+    return settings.read({}, {})
+
+
+@pytest.fixture
+def supervise(fake, options):
+    """Return a function that makes a supervisor, which is not started: tests call its ``round``."""
+
+    def supervise(listener, databases=("x",), backlog=None):
+        for database in databases:
+            fake.rows.setdefault(database, [])
+        return Supervisor(listener, fake.open, set(databases), backlog or Backlog(fake.open), options)
+
+    return supervise
+
+
+@pytest.fixture
+def run(fake):
+    """Return a function that has a supervisor do its rounds for some seconds, of a time that passes in no time."""
+
+    def run(supervisor, seconds, step=1.0):
+        end = fake.now + seconds
+        while fake.now < end:
+            fake.now += step
+            supervisor.round(fake.now)
+            noted(supervisor.listener)
+
+    return run
+
+
+@pytest.fixture
+def odoo(monkeypatch):
+    """Put a stub of Odoo into ``sys.modules``; return it, with ``patch``, the addon's, not yet installed.
+
+    ``odoo.cursor(database)`` makes what the stub has for ordinary cursors.
+    """
+    stub = types.ModuleType("odoo")
+
+    class Connection:
+        def __init__(self, dbname, dsn):
+            self.dbname, self.dsn = dbname, dsn
+
+        def cursor(self):
+            return stub.cursor(self.dbname)
+
+    class Config(dict):
+        options = property(lambda self: self)
+
+    def no_cursor(database):
+        raise AssertionError("an ordinary cursor on %s" % database)
+
+    own = {"host": "127.0.0.1", "port": 1, "user": "odoo", "password": "s3cret", "sslmode": "prefer"}
+    modules = {
+        "sql_db": {
+            "Connection": Connection,
+            "connection_info_for": lambda database: (database, dict(own, database=database)),
+            "db_connect": lambda database: Connection(database, dict(own, database=database)),
+        },
+        "tools": {"config": Config()},
+        "http": {
+            "Controller": object,
+            "route": lambda *_args, **_kwargs: lambda function: function,
+            "Response": lambda body, status, headers, **_more: types.SimpleNamespace(body=body, status=status),
+        },
+        "release": {"version_info": (19, 0, 0, "final", 0, "")},
+        "service": {},
+        "service.server": {"server": types.SimpleNamespace(quit_signals_received=0)},
+    }
+    monkeypatch.setitem(sys.modules, "odoo", stub)
+    for name, content in modules.items():
+        module = types.ModuleType("odoo." + name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        setattr(stub, name.replace(".", "_"), module)
+    stub.cursor, stub.own = no_cursor, own
+    stub.http = sys.modules["odoo.http"]
+    forget = ["patch", "health"]
+    for name in forget:
+        sys.modules.pop("bus_alt_connection." + name, None)
+    from bus_alt_connection import patch
+
+    stub.patch = patch
+    yield stub
+    _end(supervisor.listener for supervisor in patch._here().supervisors.values())
+    for name in forget:
+        sys.modules.pop("bus_alt_connection." + name, None)
+        vars(sys.modules["bus_alt_connection"]).pop(name, None)
+
+
+def _end(listeners):
+    """End ``listeners`` and all threads of the addon."""
+    listeners = list(listeners)
+    for listener in listeners:
+        listener.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("bus_alt_connection."):
+            thread.join(5)
+            assert not thread.is_alive()
+    # The garbage collector would, and complain.
+    for listener in listeners:
+        for value in vars(listener).values():
+            if isinstance(value, socket.socket):
+                value.close()
+    gc.collect()

@@ -1,0 +1,296 @@
+"""A server that is none: what the listener and the supervisor meet, in milliseconds and with faults on demand."""
+
+import contextlib
+import queue
+import re
+import socket
+import threading
+import time
+
+import psycopg2
+from psycopg2.extensions import Notify
+
+from bus_alt_connection import catchup, connection
+
+_PAST = 1000000  # microseconds, of the server's start
+
+
+class FakeServer:
+    """A PostgreSQL with a direct and an ordinary way to it.
+
+    The verbs are those of :class:`~stack.proxy.Proxy`, and mean the direct way: :meth:`refuse`, :meth:`cut`,
+    :meth:`swallow`, :meth:`forward`. For the ordinary way see ``away``.
+
+    :ivar away: names of databases that can't be had the ordinary way, or ``"pooler"``: none of them
+    :ivar pooled: whether a session says that there is a pooler in between
+    :ivar deaf_pooler: what LISTEN says is heard by who sends, as behind a pooler in transaction mode
+    :ivar seen_pooled: what a closer look tells of a session
+    :ivar on_notify: called with each session that was given a notification
+    :ivar now: for the dates of rows
+    """
+
+    def __init__(self):
+        self.sessions = []
+        self.connects = 0
+        self.sent = []
+        self.away = set()
+        self.pooled = self.seen_pooled = self.deaf_pooler = False
+        self.started = self.sees_started = _PAST
+        self.database = "postgres"
+        self.asked = []
+        self.rows = {}
+        self.logins = []
+        self.now = time.monotonic()
+        self.on_notify = lambda session: None
+        self._refusing = self._swallowing = False
+        self._xid = 1000
+        self._lock = threading.RLock()
+
+    # Verbs
+
+    def refuse(self):
+        self._refusing = True
+
+    def swallow(self):
+        self._swallowing = True
+
+    def forward(self):
+        self._refusing = self._swallowing = False
+
+    def cut(self):
+        with self._lock:
+            for session in list(self.sessions):
+                session.lose()
+
+    # The direct way
+
+    def connect(self):
+        """Return a new :class:`FakeSession`."""
+        with self._lock:
+            self.connects += 1
+            if self._refusing:
+                raise psycopg2.OperationalError("db-01:5432: Connection refused")
+            session = FakeSession(self)
+            self.sessions.append(session)
+            return session
+
+    def notify(self, channel, payload):
+        with self._lock:
+            for session in list(self.sessions):
+                if channel in session.channels and not self._swallowing and not self.deaf_pooler:
+                    session.arrive(Notify(7, channel, payload))
+                    self.on_notify(session)
+
+    # The ordinary way
+
+    def open(self, database):
+        """Return a connection to ``database``."""
+        self.logins.append(database)
+        if self.away & {database, "pooler"}:
+            raise psycopg2.OperationalError("pooler:6432: no more connections allowed")
+        return FakeOrdinary(self, database)
+
+    def write(self, database, channel, notify=True):
+        """Send on Odoo's bus; ``channel``: JSON text."""
+        with self._lock:
+            self._xid += 1
+            rows = self.rows.setdefault(database, [])
+            rows.append((self._xid, self.now, channel))
+        if notify:
+            self.notify("imbus", "[%s]" % channel)
+
+    def _snapshot(self):
+        return "%d:%d:" % (self._xid + 1, self._xid + 1)
+
+
+class FakeSession:
+    """As :class:`bus_alt_connection.listener.DirectSession`."""
+
+    def __init__(self, server):
+        self._server = server
+        self.facts = connection.Facts(
+            address="db-01:5432",
+            backend_pid=100 + server.connects,
+            pooled=server.pooled,
+            standby=False,
+            database=server.database,
+            version="15.3",
+            started=server.started,
+        )
+        self.channels = frozenset()
+        self.confirmed = self.round_trip = self.fault = None
+        self.settled = self.closed = False
+        self._arrived, self._lost = [], False
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+
+    def listen(self, channels):
+        if self._lost:
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        self.channels = frozenset(channels)
+
+    def settle(self):
+        self.settled = True
+
+    def receive(self):
+        with contextlib.suppress(BlockingIOError):
+            self._ours.recv(4096)
+        with self._server._lock:
+            arrived, self._arrived = self._arrived, []
+            if self._lost and arrived:
+                self._wake()
+        if self._lost and not arrived:
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        return arrived
+
+    def examined(self):
+        return self.facts._replace(pooled=self.facts.pooled or self._server.seen_pooled)
+
+    def fileno(self):
+        return self._ours.fileno()
+
+    def close(self):
+        with self._server._lock:
+            self.closed = True
+            if self in self._server.sessions:
+                self._server.sessions.remove(self)
+            self._ours.close()
+            self._theirs.close()
+
+    # By the server
+
+    def arrive(self, notification):
+        self._arrived.append(notification)
+        self._wake()
+
+    def lose(self):
+        self._lost = True
+        self._wake()
+
+    def _wake(self):
+        # Full, so it will wake up anyway; or closed.
+        with contextlib.suppress(OSError):
+            self._theirs.send(b"\0")
+
+
+class FakeOrdinary:
+    """As :class:`bus_alt_connection.connection.Connection`, on a way that answers what the addon asks there."""
+
+    def __init__(self, server, database):
+        self._server, self._database = server, database
+        self._leaked = []
+
+    def row(self, query, values=None, columns=1, timeout=None):
+        server = self._server
+        if "pg_notify" in query:
+            server.sent.append(server.now)
+            if server.deaf_pooler:
+                self._leaked.append(Notify(7, *values))
+            row = ("", server._snapshot())
+            server.notify(*values)
+        elif "pg_database" in query:
+            row = (sorted({"postgres", *server.rows}),)
+        elif "to_regclass" in query:
+            row = (self._database in server.rows,)
+        elif query == catchup._MISSED:
+            row = self._missed(**values)
+        else:
+            raise AssertionError("asked for %s" % query)
+        assert len(row) == columns
+        return row
+
+    def _missed(self, since, known, overlap, floor):
+        server, rows = self._server, self._server.rows[self._database]
+        server.asked.append(self._database)
+        oldest = int(since.split(":")[0]) if since else server._xid + 1
+        found = {
+            channel
+            for number, (xid, at, channel) in enumerate(rows, 1)
+            if number > floor and (xid >= oldest or at > server.now - overlap)
+        }
+        return server._snapshot(), len(rows), sorted(found), []
+
+    def execute(self, query, values=None, timeout=None):
+        assert re.match("BEGIN|COMMIT", query)
+
+    def examine(self):
+        return connection.Facts(
+            address="pooler:6432",
+            backend_pid=200,
+            pooled=True,
+            standby=False,
+            database="postgres",
+            version="15.3",
+            started=self._server.sees_started,
+        )
+
+    def receive(self):
+        leaked, self._leaked = self._leaked, []
+        return leaked
+
+    def close(self):
+        pass
+
+
+def connected(listener, after=None):
+    """Return the session that it has, another than ``after``, with LISTEN in force; wait for it."""
+    assert listener.wait(lambda: listener.session not in (None, after), 5), "no session"
+    return listener.session
+
+
+def noted(listener):
+    """Wait until the listener has taken note of it if its session was confirmed."""
+
+    def done():
+        session = listener.session
+        return session is None or not session.confirmed or listener.deaf_since is None
+
+    assert listener.wait(done, 5), "a confirmation that is not noted"
+
+
+class FakeFeed:
+    """What a listener gives to; ``full``: it has no room."""
+
+    def __init__(self, *channels):
+        self.channels = frozenset(channels)
+        self.full = False
+        self.arrived = queue.Queue()
+
+    def put(self, notifications):
+        for one in () if self.full else notifications:
+            self.arrived.put((one.channel, one.payload))
+        return not (self.full and notifications)
+
+    def get(self):
+        """Return channel and payload of the next; wait for it."""
+        return self.arrived.get(timeout=5)
+
+    def all(self):
+        """Return what there is, a list, and forget it."""
+        return [self.arrived.get() for _ in range(self.arrived.qsize())]
+
+
+class Events:
+    """What a listener tells: called by it, and waited for by a test."""
+
+    def __init__(self):
+        self._events = queue.Queue()
+        self.also = lambda event: None
+
+    def __call__(self, event):
+        self.also(event)
+        self._events.put(event)
+
+    def expect(self, *kinds):
+        """Return the last of the next events, which are to be of these kinds."""
+        events = [self._events.get(timeout=5) for _ in kinds]
+        assert [event.kind for event in events] == list(kinds)
+        return events[-1]
+
+    def wait_for(self, kind):
+        """Return the next event of that kind, however many others come before."""
+        while True:
+            event = self._events.get(timeout=5)
+            if event.kind == kind:
+                return event

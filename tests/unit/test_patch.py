@@ -1,0 +1,216 @@
+"""Who says LISTEN in Odoo is handed a cursor of the addon's, and there is a supervisor with each listener."""
+
+import json
+import threading
+import time
+
+import psycopg2
+import pytest
+
+from bus_alt_connection import connection, listener, supervisor
+
+# Sockets of what Odoo, or an error, leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def ours():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("bus_alt_connection.")]
+
+
+@pytest.fixture
+def installed(odoo, fake, monkeypatch):
+    """The stub of Odoo with the patch, whose both ways lead to the fake server."""
+    monkeypatch.setattr(odoo.patch, "DirectSession", lambda *_arguments: fake.connect(), raising=False)
+    monkeypatch.setattr(odoo.patch, "_direct_session", lambda *_arguments: fake.connect(), raising=False)
+    monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+    odoo.patch.install()
+    return odoo
+
+
+def bus_loop(odoo):
+    cursor = odoo.sql_db.db_connect("postgres").cursor()
+    cursor.execute("LISTEN imbus")
+    cursor.commit()
+    return cursor
+
+
+def cron_loop(odoo):
+    """As of Odoo 19.0, which does so anew after limit_time_worker_cron."""
+    cursor = odoo.sql_db.db_connect("postgres").cursor()
+    cursor.execute("SELECT pg_is_in_recovery()")
+    in_recovery = cursor.fetchone()[0]
+    if not in_recovery:
+        cursor.execute("LISTEN cron_trigger")
+    cursor.commit()
+    return cursor
+
+
+def test_listeners_of_a_process_share_one_connection(installed, fake):
+    bus, cron = bus_loop(installed), cron_loop(installed)
+    assert fake.connects == 1
+    fake.notify("cron_trigger", "x")
+    deadline = time.monotonic() + 5
+    while not cron._cnx.notifies and time.monotonic() < deadline:
+        cron._cnx.poll()
+    assert [one.payload for one in cron._cnx.notifies] == ["x"]
+    bus.close()
+    cron.close()
+
+
+def test_others_get_what_they_got_before(installed):
+    installed.cursor = lambda database: "a cursor on %s" % database
+
+    def job():
+        return installed.sql_db.db_connect("x").cursor()
+
+    assert job() == "a cursor on x"
+    assert installed.patch._here().databases == {"x"}
+
+
+def test_no_listener_is_made_again_and_again_while_stopping(installed, monkeypatch):
+    made = []
+
+    class Counted(listener.Listener):
+        def __init__(self, *arguments, **named):
+            made.append(self)
+            assert len(made) < 100
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(installed.patch, "Listener", Counted)
+    installed.service_server.server.quit_signals_received = 1
+    for _ in range(3):
+        began = time.monotonic()
+        cursor = bus_loop(installed)
+        assert time.monotonic() - began < 1
+        cursor.close()
+    assert len(made) <= 3
+
+
+@pytest.mark.parametrize("which", ["listener", "supervisor"])
+def test_there_is_no_listener_without_supervisor_nor_the_reverse(installed, fake, monkeypatch, which):
+    start = threading.Thread.start
+
+    def no_thread(self):
+        if ".%s." % which in self.name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                bus_loop(installed)
+    deadline = time.monotonic() + 5
+    while ours() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not ours() and not fake.sessions
+    assert installed.patch.supervisors() == []
+    # And the next, once there are threads again, gets both.
+    cursor = bus_loop(installed)
+    assert len(ours()) == 2 and len(fake.sessions) == 1
+    cursor.close()
+
+
+def test_cron_outlives_that_it_reopens_while_both_ways_are_down(installed, fake):
+    def no_cursor(database):
+        raise psycopg2.OperationalError("the pooler is away")
+
+    installed.cursor = no_cursor
+    fake.refuse()
+    fake.away.add("pooler")
+    first = cron_loop(installed)
+    first.close()
+    cursor = cron_loop(installed)
+    fake.forward()
+    fake.away.clear()
+    deadline = time.monotonic() + 5
+    while not cursor._cnx.notifies and time.monotonic() < deadline:
+        fake.notify("cron_trigger", "x")
+        cursor._cnx.poll()
+        time.sleep(0.01)
+    assert cursor._cnx.notifies
+    cursor.close()
+
+
+def test_a_loop_that_comes_back_is_given_what_it_missed(installed, fake, monkeypatch):
+    """The backlog belongs to the process, not to a listener."""
+    fake.rows["x"] = []
+    installed.patch._here().databases.add("x")
+    cursor = bus_loop(installed)
+    deadline = time.monotonic() + 5
+    while not fake.asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    cursor.close()
+    fake.now += 1000
+    fake.write("x", '"lost?"')
+    # By its transaction: by its date it is long past.
+    fake.now += 1000
+    cursor = bus_loop(installed)
+    deadline = time.monotonic() + 5
+    while not cursor._cnx.notifies and time.monotonic() < deadline:
+        cursor._cnx.poll()
+        time.sleep(0.01)
+    assert [one.payload for one in cursor._cnx.notifies] == ['["lost?"]']
+    cursor.close()
+
+
+# Wrong settings
+
+
+def test_with_a_wrong_setting_odoo_starts_and_polls(odoo, fake, monkeypatch, logged):
+    monkeypatch.setenv("IMDISPATCHER_DB_SSLMODE", "verify_full")
+    asked = []
+    monkeypatch.setattr(connection, "connect", lambda parameters, *_more: asked.append(parameters))
+    monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+    monkeypatch.setattr(supervisor, "GRACE", 0.05)
+    odoo.patch.install()
+    (line,) = logged("No listener connects until that is mended")
+    assert "IMDISPATCHER_DB_SSLMODE" in line and "Did you mean verify-full?" in line
+    fake.rows["x"] = []
+    odoo.patch._here().databases.add("x")
+    cursor = bus_loop(odoo)
+    deadline = time.monotonic() + 5
+    while not cursor._cnx.notifies and time.monotonic() < deadline:
+        fake.now = time.monotonic()
+        fake.write("x", '"late"', notify=False)
+        cursor._cnx.poll()
+        time.sleep(0.02)
+    assert cursor._cnx.notifies
+    assert not asked
+    (one,) = odoo.patch.supervisors()
+    assert one.mode == supervisor.POLLING
+    cursor.close()
+
+
+# Health
+
+
+@pytest.fixture
+def health(installed):
+    from bus_alt_connection.health import Health
+
+    def ask():
+        response = Health().health()
+        return response.status, json.loads(response.body)
+
+    return ask
+
+
+def test_a_process_without_listener_is_well(health):
+    status, body = health()
+    assert (status, body["status"], body["listening"]) == (200, "pass", False)
+
+
+def test_health_follows_the_mode(installed, health, fake, monkeypatch):
+    cursor = bus_loop(installed)
+    (one,) = installed.patch.supervisors()
+    deadline = time.monotonic() + 5
+    while one.mode != supervisor.LISTENING and time.monotonic() < deadline:
+        time.sleep(0.01)
+    status, body = health()
+    assert (status, body["status"], body["mode"], body["confirmed"]) == (200, "pass", "listening", True)
+    for mode, code, word in (("polling", 200, "degraded"), ("deaf", 503, "fail"), ("listening", 200, "pass")):
+        monkeypatch.setattr(type(one), "mode", mode)
+        status, body = health()
+        assert (status, body["status"], body["mode"]) == (code, word, mode)
+    cursor.close()
