@@ -40,7 +40,7 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 	@exec $(TOOLS_PYTHON) -m demo $(ARGS)
 
 unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="..." goes to pytest)
-	@exec $(TOOLS_PYTHON) -m pytest tests/unit $(ARGS)
+	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) tests/unit $(ARGS)
 
 test: $(TOOLS_STAMP) ## run all tests, JOBS=2 at a time (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)

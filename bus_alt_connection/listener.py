@@ -13,6 +13,7 @@
 Whether what is sent really arrives, the supervisor finds out.
 """
 
+import contextlib
 import logging
 import random
 import selectors
@@ -104,10 +105,9 @@ class Listener(object):
             kind = log.DEAF if isinstance(error, Deaf) else kind
             reason = str(error)
         finally:
-            with self.changed:
+            with self._change():
                 self.session, self.failed = None, True
                 self.deaf_since = self.deaf_since or time.monotonic()
-                self.changed.notify_all()
             if session is not None:
                 session.close()
         if not self.closed:
@@ -116,10 +116,9 @@ class Listener(object):
 
     def _serve(self, session):
         """Hand on what ``session`` receives, until that raises or nobody listens."""
-        with self.changed:
+        with self._change():
             self.session, self.failed = session, False
             self.lives += 1
-            self.changed.notify_all()
         told = None
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
@@ -133,9 +132,8 @@ class Listener(object):
                         session.settle()
                     told = session.confirmed
                     self._tell(log.Event(log.CONFIRMED, session, None))
-                    with self.changed:
+                    with self._change():
                         self.deaf_since = None
-                        self.changed.notify_all()
                 self._receive(session)
                 if any(key.fileobj is self._woken for key, _events in selector.select()):
                     self._woken.recv(4096)
@@ -149,9 +147,8 @@ class Listener(object):
         if session.channels != channels:
             gained = channels - session.channels - {session.check_channel}
             session.listen(frozenset(channels))
-            with self.changed:
+            with self._change():
                 self.gained |= gained
-                self.changed.notify_all()
 
     def _receive(self, session):
         asked, notifications = self._look_asked_for, session.receive()
@@ -159,9 +156,8 @@ class Listener(object):
         # After the rest: what was sent before a token was delivered before it counts.
         tokens = [one.payload for one in notifications if one.channel == session.check_channel]
         if tokens or asked:
-            with self.changed:
+            with self._change():
                 self._heard, self._look_asked_for = self._heard.union(tokens), False
-                self.changed.notify_all()
 
     def deliver(self, notifications):
         """Give the feeds on their channels what Odoo can read of ``notifications``.
@@ -179,9 +175,8 @@ class Listener(object):
                 fit.append(Notify(one.pid, one.channel, payload))
         taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in self._all_feeds()]
         if not all(taken):
-            with self.changed:
+            with self._change():
                 self.dropped += 1
-                self.changed.notify_all()
         return all(taken)
 
     # For feeds and cursors ---------------------------------------------------
@@ -195,9 +190,8 @@ class Listener(object):
 
     def close(self):
         """End it. Returns at once; `run` follows."""
-        with self.changed:
+        with self._change():
             self._ended = True
-            self.changed.notify_all()
         self._wake()
 
     def add(self, feed):
@@ -211,9 +205,8 @@ class Listener(object):
 
     def remove(self, feed):
         """Forget ``feed``, and end quietly if it was the last."""
-        with self.changed:
+        with self._change():
             self._feeds.discard(feed)
-            self.changed.notify_all()
         self._wake()
 
     def listen(self, feed, channels):
@@ -222,9 +215,8 @@ class Listener(object):
         It is in force some time later, and through reconnects; until then something may
         still arrive on others.
         """
-        with self.changed:
+        with self._change():
             feed.channels = channels
-            self.changed.notify_all()
         self._wake()
 
     def wait_for_listen(self, feed, timeout):
@@ -287,6 +279,13 @@ class Listener(object):
         """Give up ``session``, if it is still there, since it is deaf for ``reason``."""
         session.fault = reason
         self._wake()
+
+    @contextlib.contextmanager
+    def _change(self):
+        """Change what others may `wait` for."""
+        with self.changed:
+            yield
+            self.changed.notify_all()
 
     def _wake(self):
         try:

@@ -173,10 +173,12 @@ class Supervisor(object):
             return self._check_due
         self._sender_works = True
         if not self.listener.hears(token, session, patience):
-            direct = session.examined()
-            # Who says no LISTEN was handed the connection that we said it on.
-            direct = direct._replace(pooled=direct.pooled or bool(leaked))
-            self.listener.replace(session, connection.why_deaf(direct, facts))
+            # What was lost meanwhile has told why.
+            if self.listener.session is session:
+                direct = session.examined()
+                # Who says no LISTEN was handed the connection that we said it on.
+                direct = direct._replace(pooled=direct.pooled or bool(leaked))
+                self.listener.replace(session, connection.why_deaf(direct, facts))
             return self._check_due
         self._last_check = time.monotonic()
         self.listener.confirm(session, channels, self._last_check - began)
@@ -189,10 +191,13 @@ class Supervisor(object):
     def _poll(self, now):
         """While no LISTEN is confirmed, have bus_bus looked into instead."""
         since, interval = self.listener.deaf_since, self._options.poll_interval
+        session = self.listener.session
         if since is None:
             if self._polling:
                 _logger.info("the listener of database %s has taken over from polling", self.listener.database)
             self._polling = False
+        elif session is not None and session.confirmed:
+            return NEVER  # the listener is about to tell
         elif interval and BUS_CHANNEL in self.listener.wanted:
             if now < since + GRACE:
                 return since + GRACE

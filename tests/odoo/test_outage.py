@@ -229,44 +229,6 @@ def test_a_stopping_server_does_not_connect_again(stack, client):
 
 
 @contextlib.contextmanager
-def out_of_descriptors(pid):
-    """Let a process open nothing more; what it has open stays so."""
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.fixture
-def stopped(stack):
-    """Have ``client`` start Odoo anew."""
-    stack.odoo.stop()
-
-
-# Odoo itself does not survive it at its look at its own memory, once a minute: it has to have been started just before.
-@pytest.mark.parametrize("variant", ["19.0-threaded"], indirect=True, scope="module")
-def test_a_loss_while_no_file_can_be_opened_is_survived(stack, stopped, client):
-    pid = stack.wait_for_listen()
-    mark, connected = stack.odoo.log_mark(), stack.proxy.accepted
-    with out_of_descriptors(stack.odoo.pid):
-        stack.server.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        wait_for_record(stack, LOST, mark)
-        stack.send(client.channel, "meanwhile")
-        time.sleep(2)  # some attempts, of which nothing is said, and no server hears of them
-        assert stack.proxy.accepted == connected, "it could connect, nothing is proved"
-    again = wait_until_confirmed(stack, mark, 20)
-    assert int(re.search(r"(\d+) attempt\(s\)$", again.message)[1]) > 1
-    client.wait_for("meanwhile", SOON)
-    stack.send(client.channel, "after")
-    client.wait_for("after")
-    assert client.messages == ["meanwhile", "after"]
-    assert "internal error" not in stack.odoo.log_since(mark)
-    assert "Exception in thread" not in stack.odoo.log_since(mark)
-
-
-@contextlib.contextmanager
 def cut_at_the_first_notification(stack):
     """Lose each direct connection once it has carried a notification, which is that of the listener to itself."""
     begin, done = stack.server.log_mark(), threading.Event()
@@ -308,3 +270,41 @@ def test_a_path_that_cuts_at_the_first_notification_meets_no_storm(stack, client
     wait_until_confirmed(stack, mark, 15)
     stack.send(client.channel, "after")
     client.wait_for("after", SOON)
+
+
+@contextlib.contextmanager
+def out_of_descriptors(pid):
+    """Let a process open nothing more; what it has open stays so."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def stopped(stack):
+    """Have ``client`` start Odoo anew."""
+    stack.odoo.stop()
+
+
+# Odoo itself does not survive it at its look at its own memory, once a minute: it has to have been started just before.
+@pytest.mark.parametrize("variant", ["19.0-threaded"], indirect=True, scope="module")
+def test_a_loss_while_no_file_can_be_opened_is_survived(stack, stopped, client):
+    pid = stack.wait_for_listen()
+    mark, connected = stack.odoo.log_mark(), stack.proxy.accepted
+    with out_of_descriptors(stack.odoo.pid):
+        stack.server.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        wait_for_record(stack, LOST, mark)
+        stack.send(client.channel, "meanwhile")
+        time.sleep(2)  # some attempts, of which nothing is said, and no server hears of them
+        assert stack.proxy.accepted == connected, "it could connect, nothing is proved"
+    again = wait_until_confirmed(stack, mark, 20)
+    assert int(re.search(r"(\d+) attempt\(s\)$", again.message)[1]) > 1
+    client.wait_for("meanwhile", SOON)
+    stack.send(client.channel, "after")
+    client.wait_for("after")
+    assert client.messages == ["meanwhile", "after"]
+    assert "internal error" not in stack.odoo.log_since(mark)
+    assert "Exception in thread" not in stack.odoo.log_since(mark)

@@ -229,6 +229,22 @@ def test_a_check_that_is_not_heard_replaces_the_session(fake, events, watched, r
     assert event.reason == "the path to db-01:5432 is silent, nothing comes through"
 
 
+def test_a_session_that_is_cut_while_it_is_checked_is_not_looked_into(fake, events, watched, monkeypatch):
+    listener, session = watched.listener, watched.listener.session
+    examined, hears = [], listener.hears
+
+    def hears_after_a_cut(*args):
+        fake.cut()
+        events.wait_for(LOST)
+        return hears(*args)
+
+    monkeypatch.setattr(session, "examined", lambda: examined.append(session) or session.facts)
+    monkeypatch.setattr(listener, "hears", hears_after_a_cut)
+    watched.round(fake.now + 60)
+    # It would be two more connections on a path that cuts each.
+    assert (examined, session.fault) == ([], None)
+
+
 @pytest.mark.parametrize(
     "fault, reason",
     [
