@@ -110,11 +110,7 @@ class ListeningCursor(object):
         self._open_ordinary = open_ordinary
         self._opened = None
         self._rows = []
-        self._cnx = Feed(listener, self._ordinary)
-
-    @property
-    def connection(self):
-        return self._cnx
+        self._cnx = self.connection = Feed(listener, self._ordinary)
 
     @property
     def closed(self):

@@ -92,9 +92,10 @@ class Supervisor(object):
         deaf_since = self.listener.deaf_since
         if deaf_since is None:
             return LISTENING
-        polled = self._polling and (self._backlog.works or not self._with_bus())
-        late = BUS_CHANNEL not in self.listener.wanted or time.monotonic() - deaf_since < GRACE or polled
-        return POLLING if late else DEAF
+        if self._polling and (self._backlog.works or not self._with_bus()):
+            return POLLING
+        soon = time.monotonic() - deaf_since < GRACE
+        return POLLING if soon or BUS_CHANNEL not in self.listener.wanted else DEAF
 
     def status(self):
         """Return how the listener is, a dictionary for `health`."""
