@@ -126,7 +126,8 @@ def _listening_cursor(database, ordinary):
 def _ordinary(database):
     """Return the libpq keywords that Odoo itself connects to ``database`` with."""
     parameters = dict(sql_db.connection_info_for(database)[1])
-    return dict(parameters, dbname=parameters.pop("database", database))
+    parameters["dbname"] = parameters.pop("database", database)
+    return parameters
 
 
 def _open_ordinary(database):
