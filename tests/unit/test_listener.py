@@ -383,6 +383,19 @@ def test_what_nobody_fetches_is_bounded_and_owed(feed, logged):
     assert feed.notifies[-1].payload == '["again"]'
 
 
+def test_a_loop_that_polls_and_takes_nothing_out_does_not_make_it_grow(listen):
+    """As Odoo's cron does from 15.0 on."""
+    listener = listen(FakeFeed("imbus"))
+    feed = Feed(listener, None)
+    listener.add(feed)
+    feed.channels = frozenset(["cron_trigger"])
+    for _ in range(3):
+        assert feed.put([Notify(1, "cron_trigger", "x")] * (FEED_SIZE - 1))
+        feed.poll()
+    assert len(feed.notifies) == FEED_SIZE
+    feed.close()
+
+
 def test_one_that_is_full_takes_nothing_from_the_others(feed):
     other = FakeFeed("imbus")
     feed._listener.add(other)
