@@ -10,6 +10,7 @@ commits late, so neither ids nor dates come in the order in which rows appear.
 
 import collections
 import contextlib
+import time
 
 import psycopg2
 
@@ -119,7 +120,9 @@ class Backlog(object):
         JSON texts; it returns whether it took them, else they stay owed.
         """
         failed, asked = {}, 0
-        for database, owed in sorted(self._owed.items()):
+        began = time.monotonic()
+        # First those that are most likely to answer.
+        for database, owed in sorted(self._owed.items(), key=lambda item: (item[1].delay, item[0])):
             if owed.due > now:
                 continue
             asked += 1
@@ -127,12 +130,12 @@ class Backlog(object):
                 channels, mark = self._look(database, owed.overlap, now)
                 if not channels or give(channels):
                     self._asked[database] = mark
-                    del self._owed[database]
+                    self._owed.pop(database, None)
                     continue
             except (psycopg2.Error, OSError) as error:
                 failed[database] = error, owed.delay
-            delay = min(2 * owed.delay, LONGEST_DELAY)
-            self._owed[database] = owed._replace(due=now + owed.delay, delay=delay)
+            due, delay = now + time.monotonic() - began + owed.delay, min(2 * owed.delay, LONGEST_DELAY)
+            self._owed[database] = owed._replace(due=due, delay=delay)
         self.works = len(failed) < asked if asked else self.works
         return failed
 
@@ -146,14 +149,20 @@ class Backlog(object):
         overlap = now - since.at + OVERLAP if overlap or since.snapshot is None else 0
         values = {"since": since.snapshot, "known": since.known, "overlap": overlap}
         with contextlib.closing(self._open(database)) as ordinary:
-            if not asked.snapshot and not ordinary.row("SELECT to_regclass('bus_bus') IS NOT NULL")[0]:
+            if not ordinary.row("SELECT to_regclass('bus_bus') IS NOT NULL")[0]:
                 return [], asked
             # There as well: who hangs up does not stop what the server is at.
             ordinary.execute("BEGIN; SET LOCAL statement_timeout = %d" % (LOOK_TIMEOUT * 1000))
-            # Ids that began anew are those of another table of that name.
+            # Another table of that name, or a server that is behind, has other ids: dates tell.
             for values["floor"] in (asked.highest - LATE_IDS, 0):
                 snapshot, highest, channels, known = ordinary.row(_MISSED, values, 4, LOOK_TIMEOUT + 1)
-                if highest >= asked.highest:
+                if highest >= asked.highest and _next(snapshot) >= _next(since.snapshot or "0:0:"):
                     break
+                values["overlap"] = now - since.at + OVERLAP
             ordinary.execute("COMMIT")
         return channels, _Mark(now, snapshot, known, highest)
+
+
+def _next(snapshot):
+    """Return the transaction id that comes next after a snapshot."""
+    return int(snapshot.split(":")[1])

@@ -132,7 +132,8 @@ def _look(way, parameters, problems, ordinary=None):
 
 def _why_deaf(listening, sending):
     """Return why a LISTEN at one `Place` does not hear what another sends, in a list; an empty one if it does."""
-    pooled = listening.keeps is False or listening.keeps is None and listening.facts.pooled
+    there, here = listening.facts, sending.facts
+    pooled = listening.keeps is False or there.pooled and there.started == here.started
     try:
         with contextlib.ExitStack() as stack:
             receiver, other, sender = [connection.connect(one.parameters) for one in (listening, listening, sending)]
@@ -153,16 +154,17 @@ def _why_deaf(listening, sending):
                 time.sleep(0.01)
     except FAILURES as error:
         return ["ERROR: no notification gets from the ordinary way to the direct one: %s" % error]
-    reason = connection.why_deaf(listening.facts._replace(pooled=pooled or leaked), sending.facts)
+    reason = connection.why_deaf(there._replace(pooled=pooled or leaked), here)
     return [] if heard else ["ERROR: direct: " + reason]
 
 
 def _verdict(ordinary):
+    # A pooler that goes round its connections may seem to keep ours: only the round trip tells.
+    if _why_deaf(ordinary, ordinary):
+        return "OK: listeners hear what Odoo sends"
     if ordinary.kind == "server":
         return "OK; but Odoo uses no pooler, so it needs no addon to listen"
-    if ordinary.keeps or not _why_deaf(ordinary, ordinary):
-        return "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
-    return "OK: listeners hear what Odoo sends"
+    return "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
 
 
 def _say(line):

@@ -116,6 +116,8 @@ class Connection(object):
         except psycopg2.Error as error:
             # The first line tells; after it libpq only supposes.
             raise type(error)(redact(str(error).strip() or repr(error), self.parameters, lines=1)) from None
+        except UnicodeError:
+            raise psycopg2.OperationalError("some option is not UTF-8") from None
 
     def _wait(self, timeout):
         deadline = time.monotonic() + timeout

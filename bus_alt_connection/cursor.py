@@ -156,8 +156,10 @@ class ListeningCursor(object):
         return self
 
     def __exit__(self, kind, _error, _traceback):
-        self._end_ordinary(commit=kind is None)
-        self.close()
+        try:
+            self._end_ordinary(commit=kind is None)
+        finally:
+            self.close()
 
     def __getattr__(self, name):
         return getattr(self._ordinary(), name)

@@ -35,10 +35,6 @@ _logger = logging.getLogger(__name__)
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 
 
-class Deaf(psycopg2.OperationalError):
-    """What was sent does not arrive; says why."""
-
-
 class Listener(object):
     """Keep one session on ``database`` for feeds.
 
@@ -52,7 +48,7 @@ class Listener(object):
     ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed; ``failed``:
     whether the last attempt has; ``lives``: how many sessions there were; ``gained``:
     the channels that came into force since `take_gained`; ``dropped``: how often a feed
-    had no room for something. ``changed`` is notified whenever one of these or the
+    had no room for what the bus sent. ``changed`` is notified whenever one of these or the
     channels change.
     """
 
@@ -101,8 +97,8 @@ class Listener(object):
             self._listen(session)
             began, kind = time.monotonic(), log.LOST
             self._serve(session)
+            kind, reason = log.DEAF, session.fault
         except (psycopg2.Error, OSError) as error:
-            kind = log.DEAF if isinstance(error, Deaf) else kind
             reason = str(error)
         finally:
             with self._change():
@@ -115,7 +111,7 @@ class Listener(object):
         return began and time.monotonic() - began
 
     def _serve(self, session):
-        """Hand on what ``session`` receives, until that raises or nobody listens."""
+        """Hand on what ``session`` receives, until that raises, is at ``fault``, or nobody listens."""
         with self._change():
             self.session, self.failed = session, False
             self.lives += 1
@@ -123,9 +119,7 @@ class Listener(object):
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             selector.register(session, selectors.EVENT_READ)
-            while not self.closed:
-                if session.fault:
-                    raise Deaf(session.fault)
+            while not self.closed and not session.fault:
                 self._listen(session)
                 if session.confirmed and session.confirmed != told:
                     if told is None:
@@ -162,9 +156,9 @@ class Listener(object):
     def deliver(self, notifications):
         """Give the feeds on their channels what Odoo can read of ``notifications``.
 
-        May be called by any thread. Return whether all feeds had room for all of it.
+        May be called by any thread. Return whether anybody is there for it, with room.
         """
-        fit = []
+        fit, channels = [], {one.channel for one in notifications}
         for one in notifications:
             payload = readable(one.payload, self.series) if one.channel == BUS_CHANNEL else one.payload
             if payload is None:
@@ -174,10 +168,11 @@ class Listener(object):
             else:
                 fit.append(Notify(one.pid, one.channel, payload))
         taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in self._all_feeds()]
-        if not all(taken):
+        # Of cron's none is missed: those that wait say the same.
+        if not all(taken) and BUS_CHANNEL in channels:
             with self._change():
                 self.dropped += 1
-        return all(taken)
+        return all(taken) and not self.wanted.isdisjoint(channels)
 
     # For feeds and cursors ---------------------------------------------------
 

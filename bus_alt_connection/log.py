@@ -44,12 +44,10 @@ class OutageLog(object):
 
     def __init__(self, database):
         self._database = database
-        self._began = None
+        self._began = self._reminded = None
         # Those of this outage, the next included.
         self._attempts = 0
-        self._reminded = None
-        self._told = set()
-        self._listened = False
+        self._told, self._listened = set(), False
 
     def __call__(self, event):
         if event.kind == CONFIRMED:

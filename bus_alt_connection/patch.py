@@ -79,16 +79,17 @@ def install():
         # By a URI other addons open databases of their own.
         if listens:
             _logger.info("%s listens at a URI of its own, which is left to it", code)
-        elif not elsewhere:
+        opened = original(self, *args, **kwargs)
+        if not elsewhere:
             _here().databases.add(self.dbname)
-        return original(self, *args, **kwargs)
+        return opened
 
     sql_db.Connection.cursor = cursor
 
 
 def supervisors():
     """Return the `Supervisor` of each listener of this process."""
-    return [one for one in _here().supervisors.values() if not one.listener.closed]
+    return [one for one in list(_here().supervisors.values()) if not one.listener.closed]
 
 
 def _here():

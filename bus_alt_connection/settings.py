@@ -83,8 +83,9 @@ class Settings(object):
             parameters.pop("host", None)
         if "service" in self.connection:
             parameters.pop("port", None)
-            # libpq's default too: it would only keep a service from asking for more.
-            parameters = {key: value for key, value in parameters.items() if (key, value) != ("sslmode", "prefer")}
+            # libpq's own default is no weaker: they would only keep a service from asking for more.
+            if parameters.get("sslmode") in SSLMODES[: SSLMODES.index("prefer") + 1]:
+                del parameters["sslmode"]
         parameters.update(self.connection)
         if own["dbname"] != system_database:
             parameters["dbname"] = own["dbname"]
@@ -98,9 +99,13 @@ def read(environ, options):
     wrong is named in ``errors``.
     """
     settings = Settings()
-    for option, (name, value) in sorted(_collect(environ, options, settings).items()):
+    found = _collect(environ, options, settings)
+    for option, (name, value) in sorted(found.items()):
         keyword = option[len("db_") :] if option.startswith("db_") else ""
         problem = _problem(option, keyword, name, value)
+        undecided = "db_sslmode" not in found and options.get("db_sslmode") in ("require", "verify-ca")
+        if keyword == "service" and undecided:
+            problem = "may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB_SSLMODE."
         if option in INTERVALS and problem:
             settings.errors.append("%s %s Using %g" % (name, problem, INTERVALS[option]))
         elif option in INTERVALS:
@@ -150,7 +155,7 @@ def _problem(option, keyword, name, value):
     try:
         # libpq decides which keywords there are.
         known = keyword in extensions.parse_dsn("%s=0" % keyword)
-    except psycopg2.Error:
+    except (psycopg2.Error, UnicodeError):
         known = False
     if not known:
         return _meant(option, name)

@@ -36,8 +36,8 @@ DEAF = "deaf"
 
 # Seconds that a check may take to come back, once it is committed.
 CHECK_TIMEOUT = 5.0
-# Seconds; what is set below counts as this, since each check logs in at the pooler.
-SHORTEST_CHECK_INTERVAL = 3.0
+# Seconds; what is set below counts as these, since each check or look is a login at the pooler.
+SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
 # Seconds without a confirmed LISTEN before bus_bus is looked at instead.
 GRACE = 2.0
 # Seconds until what could not be done through the pooler is tried again.
@@ -83,7 +83,8 @@ class Supervisor(object):
 
     def round(self, now):
         """Do what is due at ``now``, monotonic seconds; return when to come again."""
-        steps = (self._note_changes, self._pay_owed, self._wake_cron, self._check, self._poll)
+        # What may take long, the looks into databases, comes last.
+        steps = (self._note_changes, self._check, self._wake_cron, self._pay_owed, self._poll)
         return min([self._guarded(step, now) for step in steps])
 
     @property
@@ -101,15 +102,11 @@ class Supervisor(object):
         """Return how the listener is, a dictionary for `health`."""
         session, channels = self.listener.in_force
         round_trip = session and session.round_trip
-        age = self._last_check and time.monotonic() - self._last_check
-        return {
-            "mode": self.mode,
-            "listening": bool(channels),
-            "confirmed": session is not None and session.confirmed is not None,
-            "seconds_since_check": age and round(age, 3),
-            "round_trip_ms": round_trip and round(round_trip * 1000, 3),
-            "reconnects": max(self.listener.lives - 1, 0),
-        }
+        status = {"mode": self.mode, "reconnects": max(self.listener.lives - 1, 0), "listening": bool(channels)}
+        status["confirmed"] = session is not None and session.confirmed is not None
+        status["seconds_since_check"] = self._last_check and round(time.monotonic() - self._last_check, 3)
+        status["round_trip_ms"] = round_trip and round(round_trip * 1000, 3)
+        return status
 
     # The steps. Each returns when it has to be called again, if nothing changes.
 
@@ -129,12 +126,12 @@ class Supervisor(object):
         if self._dropped != self.listener.dropped:
             self._dropped = self.listener.dropped
             self._backlog.owe(self._with_bus(), now)
-            self._cron_due = now + RETRY
         return NEVER
 
     def _pay_owed(self, now):
         """Give the feeds what the bus has sent while they did not hear."""
-        if BUS_CHANNEL not in self._in_force[1] and not self._polling:
+        channels = self.listener.wanted if self._polling else self._in_force[1]
+        if BUS_CHANNEL not in channels:
             return NEVER
         self._give_missed(now)
         return self._backlog.due
@@ -192,6 +189,7 @@ class Supervisor(object):
     def _poll(self, now):
         """While no LISTEN is confirmed, have bus_bus looked into instead."""
         since, interval = self.listener.deaf_since, self._options.poll_interval
+        interval = interval and max(interval, SHORTEST_POLL_INTERVAL)
         session = self.listener.session
         if since is None:
             if self._polling:

@@ -208,6 +208,28 @@ def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus):
     assert backlog.missed("bus", overlap=True) == ['"sent since"']
 
 
+def test_a_failover_to_a_server_that_is_behind_is_noticed_while_polling_too(server, bus):
+    backlog = _Backlog(server)
+    backlog.missed("bus")
+    # As if it had been asked at a primary that was ahead.
+    ahead = 10**9
+    backlog._asked["bus"] = backlog._asked["bus"]._replace(snapshot="%d:%d:" % (ahead, ahead))
+    bus.write("sent since", age=1)
+    backlog.now += 5
+    assert backlog.missed("bus", overlap=False) == ['"sent since"']
+    assert backlog.missed("bus", overlap=False) == []
+
+
+def test_a_database_that_has_lost_its_bus_bus_is_owed_nothing(server, backlog):
+    with _database(server, "plain") as plain:
+        server.execute(_TABLE, dbname="plain")
+        plain.write("one", age=0)
+        assert backlog.missed("plain") == ['"one"']
+        server.execute("DROP TABLE bus_bus", dbname="plain")
+        assert backlog.missed("plain") == []
+        assert backlog.due == float("inf")
+
+
 def test_a_snapshot_of_one_database_holds_for_another(server, backlog, bus):
     # The self-check takes its snapshot in the system database.
     snapshot = _snapshot(server)

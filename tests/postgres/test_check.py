@@ -248,6 +248,17 @@ def test_a_pooler_that_keeps_sessions_is_told(run, server):
             assert verdict(output) == KEEPS
 
 
+@pytest.mark.parametrize("idle", [2, 3])
+def test_a_pooler_that_goes_round_its_connections_is_not_taken_for_one_that_keeps_sessions(run, server, idle):
+    with PgBouncer(server, settings={"server_round_robin": 1}) as pooler, contextlib.ExitStack() as exits:
+        clients = [exits.enter_context(contextlib.closing(pooler.connect())) for _ in range(idle)]
+        for client in clients:  # in a transaction each, and so on a server connection each
+            client.cursor().execute("SELECT 1")
+        for client in clients:
+            client.rollback()
+        assert verdict(run(odoo(pooler), to(server))) == HEARD
+
+
 def test_a_direct_way_through_a_pooler_that_keeps_sessions_is_good(run, server, pooler):
     with PgBouncer(server, databases={"postgres": "pool_mode=session"}) as pinning:
         output = run(odoo(pooler), to(pinning))

@@ -349,3 +349,11 @@ MEND = "; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to "
 )
 def test_why_it_is_deaf_is_said_in_a_sentence(different, sentence):
     assert connection.why_deaf(DIRECT._replace(**different), ORDINARY).startswith(sentence)
+
+
+@pytest.mark.parametrize("keyword", ["user", "password", "sslrootcert"])
+def test_a_value_that_is_no_text_is_an_error_without_it(keyword):
+    with pytest.raises(psycopg2.OperationalError) as refused:
+        connection.connect({"host": "127.0.0.1", "port": "1", keyword: "zulu-s3cret\udce9"})
+    assert "is not UTF-8" in str(refused.value)
+    assert "zulu" not in str(refused.value)

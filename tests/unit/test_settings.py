@@ -472,6 +472,31 @@ def test_a_service_does_not_ask_for_less_than_odoo_does():
     assert found["sslmode"] == "verify-full"
 
 
+@pytest.mark.parametrize("own", ["disable", "allow", "prefer"])
+def test_a_service_may_ask_for_more_than_odoo_does(own):
+    found = read({"IMDISPATCHER_DB_SERVICE": "direct"}, db_sslmode=own)
+    assert found.errors == []
+    assert "sslmode" not in found.parameters({**OWN, "sslmode": own})
+
+
+@pytest.mark.parametrize("own", ["require", "verify-ca"])
+def test_where_either_may_ask_for_more_somebody_has_to_say_which(own):
+    found = read({"IMDISPATCHER_DB_SERVICE": "direct"}, db_sslmode=own)
+    (error,) = found.errors
+    assert error.startswith(
+        "IMDISPATCHER_DB_SERVICE may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB"
+    )
+    with pytest.raises(psycopg2.OperationalError):
+        found.parameters({**OWN, "sslmode": own})
+    assert read({"IMDISPATCHER_DB_SERVICE": "direct", "IMDISPATCHER_DB_SSLMODE": own}, db_sslmode=own).errors == []
+
+
+@pytest.mark.parametrize("name", ["IMDISPATCHER_DB_\udcff", "IMDISPATCHER_\udcff", "imdispatcher_db_\udcff"])
+def test_a_name_that_is_no_text_is_no_option(name):
+    found = settings.read({name: "a"}, {}) if name.isupper() else settings.read({}, {name: "a"})
+    assert len(found.errors) == len(found.refused) == 1
+
+
 def test_what_is_configured_beside_a_service_comes_before_it():
     environ = {"SERVICE": "direct", "HOST": "db-01", "PORT": "5433", "SSLMODE": "prefer"}
     found = read({"IMDISPATCHER_DB_" + key: value for key, value in environ.items()}).parameters(OWN)

@@ -55,6 +55,120 @@ def test_what_was_sent_in_an_outage_is_given_after_it_once(fake, events, watched
     assert feed.all() == [LOST_ONE]
 
 
+def test_what_nobody_was_there_for_stays_owed_while_it_polls(fake, events, listen, supervise, run):
+    bus, cron = FakeFeed("imbus"), FakeFeed("cron_trigger")
+    supervisor = supervise(listen(bus, cron))
+    listener = supervisor.listener
+    connected(listener)
+    run(supervisor, 300, 20)
+    fake.refuse()
+    fake.cut()
+    events.wait_for(LOST)
+    run(supervisor, 30)
+    bus.all()
+    # Odoo's loop of the bus crashes and comes back later than dates tell; cron keeps the listener.
+    listener.remove(bus)
+    fake.write("x", '"lost?"')
+    run(supervisor, 100)
+    listener.add(bus)
+    run(supervisor, 100)
+    assert LOST_ONE in bus.all()
+
+
+def test_what_nobody_took_because_its_loop_ended_meanwhile_goes_to_the_next(
+    fake, events, listen, supervise, run, monkeypatch
+):
+    backlog, first, second = Backlog(fake.open), FakeFeed("imbus"), FakeFeed("imbus")
+    supervisor = supervise(listen(first), backlog=backlog)
+    connected(supervisor.listener)
+    run(supervisor, 300, 20)
+    fake.refuse()
+    fake.cut()
+    events.wait_for(LOST)
+    fake.write("x", '"lost?"')
+    fake.now += 100
+    fake.forward()
+    connected(supervisor.listener)
+    look = backlog._look
+
+    def look_until_the_loop_has_ended(*args):
+        found = look(*args)
+        supervisor.listener.remove(first)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backlog, "_look", look_until_the_loop_has_ended)
+        supervisor.round(fake.now)
+    fake.now += 100
+    following = supervise(listen(second), backlog=backlog)
+    connected(following.listener)
+    run(following, 100)
+    assert first.all() + second.all() == [LOST_ONE]
+
+
+def test_a_cron_that_is_busy_for_long_costs_nothing(fake, listen, supervise, run, monkeypatch):
+    busy = FakeFeed("cron_trigger")
+    supervisor = supervise(listen(FakeFeed("imbus"), busy))
+    connected(supervisor.listener)
+    run(supervisor, 300, 20)
+    fake.logins.clear()
+    busy.full = True
+    for _ in range(100):
+        fake.notify("cron_trigger", "x")
+    run(supervisor, 20)
+    assert len(fake.logins) <= 2
+
+
+def test_two_supervisors_may_pay_at_once(fake):
+    backlog, inside, go, errors = Backlog(fake.open), threading.Barrier(3), threading.Event(), []
+    fake.rows["x"] = []
+    backlog.owe(["x"], fake.now, afresh=True)
+
+    def open_slowly(database):
+        inside.wait(5)
+        go.wait(5)
+        return fake.open(database)
+
+    def pay():
+        try:
+            backlog.pay(lambda channels: True, fake.now)
+        except Exception as error:
+            errors.append(error)
+
+    backlog._open = open_slowly
+    threads = [threading.Thread(target=pay) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(5)
+    go.set()
+    for thread in threads:
+        thread.join(5)
+    assert errors == []
+
+
+def test_a_database_that_takes_long_to_refuse_keeps_none_waiting(fake, events, listen, supervise, run):
+    both = FakeFeed("imbus", "cron_trigger")
+    supervisor = supervise(listen(both), databases=["exhausted", "x"])
+    connected(supervisor.listener)
+    run(supervisor, 300, 20)
+    fake.cut()
+    events.wait_for(LOST)
+    session = connected(supervisor.listener)
+    fake.away.add("exhausted")
+    run(supervisor, 5)
+    fake.write("x", '"lost?"', notify=False)
+    seen = []
+    supervisor._open = supervisor._backlog._open = lambda name: seen.append((name, session.confirmed)) or fake.open(
+        name
+    )
+    supervisor._backlog.owe(["x"], fake.now)
+    run(supervisor, 5)
+    names = [name for name, _confirmed in seen]
+    assert names.index("x") < names.index("exhausted")
+    # Checks come before looks.
+    assert all(confirmed for _name, confirmed in seen)
+
+
 def test_what_a_database_is_owed_survives_checks_that_pass_meanwhile(fake, events, watched, run, feed):
     fake.refuse()
     fake.cut()
