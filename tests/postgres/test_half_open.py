@@ -50,7 +50,7 @@ def listening(server, through, settings):
     for one in (listener, supervisor):
         threading.Thread(target=one.run, daemon=True).start()
     try:
-        wait_until(lambda: listener.session and listener.session.confirmed, 10, "the first check")
+        wait_until(lambda: listener.deaf_since is None, 10, "the first check")
         yield listener
     finally:
         listener.remove(feed)
