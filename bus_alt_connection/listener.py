@@ -58,8 +58,7 @@ class Listener(object):
         self.session = None
         self.deaf_since = time.monotonic()
         self.failed = False
-        self.lives = self.dropped = 0
-        self.gained = frozenset()
+        self.gained, self.lives, self.dropped = frozenset(), 0, 0
         self.changed = threading.Condition()
         self._connect = connect
         self._stopping = stopping
@@ -115,12 +114,13 @@ class Listener(object):
         with self._change():
             self.session, self.failed = session, False
             self.lives += 1
-        told = None
+        told, woken = None, True
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             selector.register(session, selectors.EVENT_READ)
             while not self.closed and not session.fault:
-                self._listen(session)
+                if woken:
+                    self._listen(session)
                 if session.confirmed and session.confirmed != told:
                     if told is None:
                         session.settle()
@@ -129,7 +129,8 @@ class Listener(object):
                     with self._change():
                         self.deaf_since = None
                 self._receive(session)
-                if any(key.fileobj is self._woken for key, _events in selector.select()):
+                woken = any(key.fileobj is self._woken for key, _events in selector.select())
+                if woken:
                     self._woken.recv(4096)
 
     def _listen(self, session):
@@ -167,12 +168,13 @@ class Listener(object):
                     _logger.warning(text, one.pid, one.channel, ascii(one.payload[:80]))
             else:
                 fit.append(Notify(one.pid, one.channel, payload))
-        taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in self._all_feeds()]
+        feeds = self._all_feeds()
+        taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in feeds]
         # Of cron's none is missed: those that wait say the same.
         if not all(taken) and BUS_CHANNEL in channels:
             with self._change():
                 self.dropped += 1
-        return all(taken) and not self.wanted.isdisjoint(channels)
+        return all(taken) and any(channels & feed.channels for feed in feeds)
 
     # For feeds and cursors ---------------------------------------------------
 
