@@ -41,8 +41,6 @@ _USUAL = (
     "host hostaddr port service dbname user password passfile sslmode sslrootcert sslcert sslkey sslpassword sslcrl"
     " connect_timeout channel_binding require_auth target_session_attrs application_name gssencmode options"
 )
-
-
 _DSN = re.compile(r"://|(password|secret|_key)\s*=", re.IGNORECASE)
 
 
@@ -100,10 +98,10 @@ def read(environ, options):
     """
     settings = Settings()
     found = _collect(environ, options, settings)
+    undecided = "db_sslmode" not in found and options.get("db_sslmode") in ("require", "verify-ca")
     for option, (name, value) in sorted(found.items()):
         keyword = option[len("db_") :] if option.startswith("db_") else ""
         problem = _problem(option, keyword, name, value)
-        undecided = "db_sslmode" not in found and options.get("db_sslmode") in ("require", "verify-ca")
         if keyword == "service" and undecided:
             problem = "may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB_SSLMODE."
         if option in INTERVALS and problem:

@@ -2,7 +2,7 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Does the listener hear what is sent? If not: why, and what was missed?
 
-`Supervisor.round` is what it does, again and again: give what is owed, check, and while
+`Supervisor.round` is what it does, again and again: check, give what is owed, and while
 it is deaf, poll. So a notification is late by no more than ``check_interval`` when a path
 dies without a word, and by ``poll_interval`` while there is none; it is never lost.
 
