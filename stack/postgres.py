@@ -39,6 +39,11 @@ def version():
     return printed.stdout.split()[2].split(".")[0]
 
 
+def libpq_parameters(place, dbname="postgres"):
+    """Return the libpq keywords by which Odoo's role connects to ``place``, a server or what stands in front of one."""
+    return {"host": place.host, "port": place.port, "user": USER, "password": PASSWORD, "dbname": dbname}
+
+
 class PostgreSQL(Process):
     """A PostgreSQL cluster of its own, on its own port of 127.0.0.1.
 

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from stack.builds import find_build, run_python
-from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.postgres import PostgreSQL, libpq_parameters
 from stack.proxy import black_hole
 from stack.stack import ADDON, Stack
 from tests.support.background import background, in_background  # noqa: F401
@@ -112,15 +112,8 @@ def test_the_kernel_watches_every_connection_as_far_as_libpq_can_tell_it(variant
         print(json.dumps([extensions.libpq_version(), options]))
     """
     with PostgreSQL() as server:
-        parameters = {
-            "host": server.host,
-            "port": server.port,
-            "user": USER,
-            "password": PASSWORD,
-            "dbname": "postgres",
-        }
         # With the psycopg2, and so the libpq, of this very Odoo.
-        libpq, options = run_python(find_build(variant[0]), script, ADDON, json.dumps(parameters))
+        libpq, options = run_python(find_build(variant[0]), script, ADDON, json.dumps(libpq_parameters(server)))
     assert options == [1, 15, 5, 3, 10000 if libpq >= 120000 else 0]
 
 

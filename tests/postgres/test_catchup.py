@@ -8,11 +8,12 @@ import time
 import psycopg2
 import pytest
 
-from bus_alt_connection import catchup, connection
+from bus_alt_connection import catchup
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.process import identity
 from stack.system import postgres_bin
 from stack.waiting import wait_until
+from tests.support.backlog import AskedBacklog
 
 _TABLE = """
     CREATE TABLE bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar);
@@ -37,28 +38,7 @@ def bus(server):
 
 @pytest.fixture
 def backlog(server):
-    return _Backlog(server)
-
-
-class _Backlog(catchup.Backlog):
-    """A backlog that is asked at a time of the test's own, and for one database."""
-
-    def __init__(self, server):
-        parameters = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD}
-        super().__init__(lambda database: connection.connect({**parameters, "dbname": database}))
-        self.now = 1000.0
-
-    def missed(self, database, overlap=True):
-        """Return the channels that it would give, once it is asked; raise what keeps it from asking."""
-        found = []
-        self.owe([database], self.now, afresh=overlap)
-        failed = self.pay(lambda channels: found.extend(channels) or True, self.now)
-        if failed:
-            raise failed[database][0]
-        return found
-
-    def all_heard(self, snapshot):
-        self.heard_up_to(snapshot, self.now)
+    return AskedBacklog(server)
 
 
 class _Bus:
@@ -172,7 +152,7 @@ def test_overlap_finds_rows_of_the_last_minute_again(backlog, bus):
 
 
 def test_what_was_heard_shortly_before_the_loss_counts_as_missed(server, bus):
-    backlog = _Backlog(server)
+    backlog = AskedBacklog(server)
     backlog.missed("bus")
     bus.write("long ago")
     backlog.now += 30
@@ -187,7 +167,7 @@ def test_what_was_heard_shortly_before_the_loss_counts_as_missed(server, bus):
 
 
 def test_one_sign_of_life_alone_proves_nothing(server, bus):
-    backlog = _Backlog(server)
+    backlog = AskedBacklog(server)
     backlog.missed("bus")
     bus.write("heard or not")
     backlog.now += 30
@@ -196,7 +176,7 @@ def test_one_sign_of_life_alone_proves_nothing(server, bus):
 
 
 def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus):
-    backlog = _Backlog(server)
+    backlog = AskedBacklog(server)
     ahead = 10**9
     backlog.begin(backlog.now)
     backlog.all_heard("%d:%d:" % (ahead, ahead))
@@ -209,7 +189,7 @@ def test_after_a_failover_to_a_server_that_is_behind_dates_tell(server, bus):
 
 
 def test_a_failover_to_a_server_that_is_behind_is_noticed_while_polling_too(server, bus):
-    backlog = _Backlog(server)
+    backlog = AskedBacklog(server)
     backlog.missed("bus")
     # As if it had been asked at a primary that was ahead.
     ahead = 10**9
@@ -303,7 +283,7 @@ def test_rows_are_told_apart_in_a_cluster_whose_transaction_ids_have_wrapped_aro
         with _database(server, "bus") as bus:
             server.execute(_TABLE, dbname="bus")
             bus.write("before")
-            backlog = _Backlog(server)
+            backlog = AskedBacklog(server)
             assert backlog.missed("bus") == []
             bus.write("one")
             assert backlog.missed("bus", overlap=False) == ['"one"']

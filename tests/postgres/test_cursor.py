@@ -9,7 +9,7 @@ from psycopg2 import sql
 
 from bus_alt_connection.cursor import ListeningCursor
 from bus_alt_connection.listener import DirectSession, Listener
-from stack.postgres import PASSWORD, USER
+from stack.postgres import libpq_parameters
 from stack.waiting import wait_until
 
 
@@ -36,8 +36,7 @@ class Ordinary:
 @pytest.fixture
 def cursor(server, pooler):
     """A listening cursor whose listener is confirmed by nobody, as no check is made."""
-    parameters = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    listener = Listener("postgres", lambda: DirectSession(parameters), lambda: False, lambda event: None)
+    listener = Listener("postgres", lambda: DirectSession(libpq_parameters(server)), lambda: False, lambda event: None)
     Ordinary.opened = 0
     with ListeningCursor(listener, "postgres", lambda: Ordinary(pooler)) as cursor:
         cursor.listener = listener

@@ -13,7 +13,7 @@ from bus_alt_connection.listener import DirectSession, Listener
 from bus_alt_connection.log import OutageLog
 from bus_alt_connection.settings import Settings
 from bus_alt_connection.supervisor import Supervisor
-from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy, black_hole
 from stack.waiting import wait_until
 from tests.support.background import background, in_background  # noqa: F401
@@ -29,19 +29,15 @@ class Feed:
         return True
 
 
-def parameters(server, dbname="postgres"):
-    return {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD, "dbname": dbname}
-
-
 @contextlib.contextmanager
 def listening(server, through, settings):
     """A listener with its supervisor in this very process; yields the former once it is confirmed."""
 
     def ordinary(dbname):
-        return connection.connect(parameters(server, dbname))
+        return connection.connect(libpq_parameters(server, dbname))
 
     def direct():
-        return connection.connect(parameters(through), DirectSession)
+        return connection.connect(libpq_parameters(through), DirectSession)
 
     listener = Listener("postgres", direct, lambda: False, OutageLog("postgres"))
     feed = Feed()
@@ -96,7 +92,7 @@ def test_connecting_is_given_up_after_5_s_by_default(_stop):
 def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
     with network() as cable, PostgreSQL() as server:
         with Proxy((server.host, server.port), cable.listening()) as proxy:
-            direct = connection.connect(parameters(proxy))
+            direct = connection.connect(libpq_parameters(proxy))
             assert direct.execute("SELECT 1") == [(1,)]
             cable.unplug()
             began = time.monotonic()

@@ -12,16 +12,12 @@ from bus_alt_connection import connection, settings, supervisor
 from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.listener import DirectSession, Listener
 from bus_alt_connection.log import CONFIRMED, DEAF
-from stack.postgres import PASSWORD, USER
+from stack.postgres import PASSWORD, USER, libpq_parameters
 from stack.stack import ADDON
 from tests.support.poolerlike import PoolerLike
 from tests.unit.fakes import Events, FakeFeed
 
 CHECK = ADDON / "bus_alt_connection" / "check.py"
-
-
-def way(through, database="postgres"):
-    return {"host": through.host, "port": through.port, "user": USER, "password": PASSWORD, "dbname": database}
 
 
 @pytest.fixture
@@ -34,9 +30,9 @@ def listen(monkeypatch):
         feed, events = FakeFeed("imbus"), Events()
 
         def open_ordinary(database):
-            return connection.connect(way(through, database))
+            return connection.connect(libpq_parameters(through, database))
 
-        listener = Listener("postgres", lambda: DirectSession(way(to)), lambda: False, events, 19)
+        listener = Listener("postgres", lambda: DirectSession(libpq_parameters(to)), lambda: False, events, 19)
         listener.add(feed)
         watcher = supervisor.Supervisor(listener, open_ordinary, set(), Backlog(open_ordinary), settings.read({}, {}))
         listeners.append(listener)
@@ -77,8 +73,8 @@ def check(tmp_path):
 
 def test_a_pooler_that_hands_on_the_pid_is_told_from_the_server(server):
     with PoolerLike(server) as pgagroal:
-        assert connection.keeps_session(way(pgagroal)) is False
-    assert connection.keeps_session(way(server)) is True
+        assert connection.keeps_session(libpq_parameters(pgagroal)) is False
+    assert connection.keeps_session(libpq_parameters(server)) is True
 
 
 def test_the_log_calls_a_pooler_that_hands_on_the_pid_a_pooler(server, pooler, listen):
@@ -138,7 +134,7 @@ def test_the_check_takes_a_pooler_that_keeps_listen(server, pooler, check):
 
 def test_a_session_is_prepared_for_a_long_life_only_once_it_was_heard(server, pooler, listen):
     mark = server.log_mark()
-    session = DirectSession(way(server))
+    session = DirectSession(libpq_parameters(server))
     session.listen(frozenset(["imbus"]))
     session.close()
     assert "idle_session_timeout" not in server.log_since(mark)
