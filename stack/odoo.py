@@ -117,6 +117,16 @@ class Odoo(Process):
         """
         return 4 if self.workers else 0
 
+    def run_with(self, variables):
+        """Have it run with these :attr:`variables`; return the mark in its log where that begins."""
+        if self.variables == variables:
+            return 0
+        self.kill()
+        mark = self.log_mark()
+        self.variables = variables
+        self.start()
+        return mark
+
     def close(self):
         super().close()
         for port in {self.http_port, self.event_port}:

@@ -93,7 +93,7 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_no_password_is_told_anywhere(stack, failure):
     difference, expected = FAILURES[failure]
-    mark = restart(stack, {**as_it_should_be(stack), **difference(stack)})
+    mark = stack.odoo.run_with({**as_it_should_be(stack), **difference(stack)})
     with stack.client(listening=False) as client:
         for line in expected:
             stack.odoo.wait_for_log(line, mark, 20)
@@ -104,16 +104,6 @@ def test_no_password_is_told_anywhere(stack, failure):
         client.wait_for(failure, 10)
     assert not leaks(stack.odoo.log_since(mark))
     assert not leaks(health)
-
-
-def restart(stack, variables):
-    if stack.odoo.variables == variables:
-        return 0
-    stack.odoo.kill()
-    mark = stack.odoo.log_mark()
-    stack.odoo.variables = variables
-    stack.odoo.start()
-    return mark
 
 
 def lose_it(stack, mark):

@@ -46,19 +46,8 @@ def variables(stack, authority, host="localhost"):
     }
 
 
-def restart(stack, wanted):
-    """Have Odoo run with these variables; return the mark in its log where that begins."""
-    if stack.odoo.variables == wanted:
-        return 0
-    stack.odoo.kill()
-    mark = stack.odoo.log_mark()
-    stack.odoo.variables = wanted
-    stack.odoo.start()
-    return mark
-
-
 def test_listeners_take_a_certificate_that_is_right(stack, authorities):
-    mark = restart(stack, variables(stack, authorities["ours"]))
+    mark = stack.odoo.run_with(variables(stack, authorities["ours"]))
     with stack.client() as client:
         stack.odoo.wait_for_log(r"listening on .*imbus at localhost:%s " % stack.server.port, mark)
         stack.send("tests", "hello")
@@ -78,7 +67,7 @@ def test_listeners_take_a_certificate_that_is_right(stack, authorities):
     ids=["authority", "name"],
 )
 def test_a_certificate_that_is_wrong_is_refused_and_polling_takes_over(stack, authorities, authority, host, reason):
-    mark = restart(stack, variables(stack, authorities[authority], host))
+    mark = stack.odoo.run_with(variables(stack, authorities[authority], host))
     with stack.client(listening=False) as client:
         refused = "ERROR .*can't listen on database postgres: %s:%s: (.*)" % (host, stack.server.port)
         assert reason in stack.odoo.wait_for_log(refused, mark)[1]
