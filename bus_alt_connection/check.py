@@ -55,7 +55,7 @@ def main(arguments=None):
     ordinary, direct = _look("ordinary", own, problems), None
     # If nothing is configured it is the same way, and what is wrong with that is told once.
     if not configured.refused and (configured.configured or ordinary):
-        direct = _look("direct", configured.parameters(own, own["dbname"]), problems, ordinary)
+        direct = _look("direct", configured.parameters(own), problems, ordinary)
     if ordinary and direct:
         problems += _why_deaf(direct, ordinary)
     errors = sum(line.startswith("ERROR") for line in problems)
@@ -94,7 +94,8 @@ def read(arguments, environ):
 
     # So does Odoo, and nobody has decided on it.
     options.setdefault("db_sslmode", "prefer")
-    own = {"dbname": options.get("db_system", "postgres")}
+    configured = settings.read(environ, options, options.get("db_system"))
+    own = {"dbname": options.get("db_system") or configured.system_database or "postgres"}
     for keyword in ("host", "port", "user", "password", "sslmode"):
         option, variable = "db_" + keyword, "PG" + keyword.upper()
         value, of_file, of_env = getattr(given, option, None), options.get(option), environ.get(variable)
@@ -102,7 +103,7 @@ def read(arguments, environ):
             text = "%s and %s of odoo.conf differ: Odoo 19.0 goes by the former, earlier ones by the latter. Unset one"
             parser.exit(2, (text + " of them, or give --db_host or the like\n") % (variable, option))
         own[keyword] = value or of_env or of_file
-    return path, own, settings.read(environ, options)
+    return path, own, configured
 
 
 def _look(way, parameters, problems, ordinary=None):

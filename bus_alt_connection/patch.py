@@ -1,12 +1,13 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""The one patch: who says LISTEN is handed a cursor that goes past the pooler.
+"""What is patched: who says LISTEN is handed a cursor that goes past the pooler.
 
 Odoo's listeners ask ``sql_db`` for a cursor in the very function that says LISTEN.
 So when a cursor is asked for, the constants of the asking function tell: if one of
 them is a LISTEN statement it gets a listening cursor, otherwise nothing changes.
 That holds for the bus and cron of all series, and for other addons alike. The jobs
-that a cron thread runs are asked for by other functions, and stay on the pooler.
+that a cron thread runs are asked for by other functions, and stay on the pooler. And
+where there is a system database of one's own, it is what ``postgres`` leads to.
 
 On its way from PostgreSQL to Odoo's loop a notification passes::
 
@@ -26,6 +27,7 @@ import sys
 import threading
 import types
 
+import psycopg2
 from odoo import release, sql_db
 from odoo.tools import config
 
@@ -62,20 +64,29 @@ _options = None
 
 
 def install():
-    """Patch Odoo's ``Connection.cursor``, and say in the log what will go where."""
+    """Patch Odoo's ``sql_db``, and say in the log what will go where."""
     global _options
     if _options is not None:
         return
-    _options = settings.read(os.environ, config.options)
+    # To an earlier Odoo db_system means nothing, though it may be in odoo.conf.
+    _options = settings.read(os.environ, config.options, config.get("db_system") if _series() >= 19.1 else None)
     _report()
-    original = sql_db.Connection.cursor
+    original, original_info = sql_db.Connection.cursor, sql_db.connection_info_for
+
+    @functools.wraps(original_info)
+    def connection_info_for(db_or_uri, *args, **kwargs):
+        name, info = original_info(db_or_uri, *args, **kwargs)
+        if _options.system_database and db_or_uri == "postgres":
+            # The name stays: by it Odoo knows what not to keep in its pool.
+            info["database"] = _options.system_database
+        return name, info
 
     @functools.wraps(original)
     def cursor(self, *args, **kwargs):
-        code = _asking_code()
-        listens, elsewhere = _says_listen(code), "dsn" in self.dsn
+        code, dsn = _asking_code(), self.dsn
+        listens, elsewhere = _says_listen(code), "dsn" in dsn
         if listens and not elsewhere:
-            return _listening_cursor(self.dbname, functools.partial(original, self, *args, **kwargs))
+            return _listening_cursor(dsn.get("database", self.dbname), lambda: original(self, *args, **kwargs))
         # By a URI other addons open databases of their own.
         if listens:
             _logger.info("%s listens at a URI of its own, which is left to it", code)
@@ -84,7 +95,7 @@ def install():
             _here().databases.add(self.dbname)
         return opened
 
-    sql_db.Connection.cursor = cursor
+    sql_db.Connection.cursor, sql_db.connection_info_for = cursor, connection_info_for
 
 
 def supervisors():
@@ -137,7 +148,7 @@ def _open_ordinary(database):
 
 def _direct(database):
     """Return the libpq keywords that listeners on ``database`` connect with."""
-    return _options.parameters(_ordinary(database), config.get("db_system") or "postgres")
+    return _options.parameters(_ordinary(database))
 
 
 def _direct_session(database):
@@ -145,8 +156,8 @@ def _direct_session(database):
 
 
 def _series():
-    """Return the series of Odoo, without what is after the dot: 19, of saas~19.2 too."""
-    return int(re.search("[0-9]+", str(release.version_info[0])).group())
+    """Return the series of Odoo as a number: 19.2, of saas~19.2 too."""
+    return float(re.search("[0-9.]+", "%s.%s" % release.version_info[:2]).group())
 
 
 def _stopping():
@@ -177,6 +188,11 @@ def _report():
     for level, problems in ((logging.ERROR, _options.errors), (logging.WARNING, _options.warnings)):
         for problem in problems:
             _logger.log(level, "%s", problem)
+    if _options.system_database:
+        try:
+            _open_ordinary(_options.system_database).close()
+        except (psycopg2.Error, OSError) as error:
+            _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
     ordinary = settings.address(_ordinary("postgres"))
     if _options.configured and not _options.refused:
         direct = settings.address(_direct("postgres"))

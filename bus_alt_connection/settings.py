@@ -48,13 +48,14 @@ class Settings(object):
     """What was configured, and what is wrong with it.
 
     ``connection``: libpq keyword -> value, as configured for listeners only;
+    ``system_database``: for both ways, what stands for ``postgres``; None: nothing does;
     ``check_interval`` and ``poll_interval``: seconds, 0 for off;
     ``errors`` and ``warnings``: what an operator has to be told, a line each, without
     any value; ``refused``: the names of the options for which nothing must connect.
     """
 
     def __init__(self):
-        self.connection = {}
+        self.connection, self.system_database = {}, None
         self.errors = []
         self.warnings = []
         self.refused = []
@@ -65,12 +66,11 @@ class Settings(object):
         """True if the settings say where PostgreSQL is."""
         return any(place in self.connection for place in PLACES)
 
-    def parameters(self, own, system_database="postgres"):
+    def parameters(self, own):
         """Return the libpq keywords for a listener; raise ``psycopg2.OperationalError`` if there are none.
 
-        ``own`` is what Odoo itself would connect with. A ``dbname`` of the settings stands for
-        ``system_database``, the one that Odoo sends its notifications on, and for
-        no other.
+        ``own`` is what Odoo itself would connect with. Its ``dbname`` is kept: whoever listens
+        elsewhere than Odoo sends hears nothing.
         """
         if self.refused:
             raise psycopg2.OperationalError("options are wrong, see the ERROR on each at the start of Odoo")
@@ -85,16 +85,14 @@ class Settings(object):
             if parameters.get("sslmode") in SSLMODES[: SSLMODES.index("prefer") + 1]:
                 del parameters["sslmode"]
         parameters.update(self.connection)
-        if own["dbname"] != system_database:
-            parameters["dbname"] = own["dbname"]
         return parameters
 
 
-def read(environ, options):
+def read(environ, options, db_system=None):
     """Return the `Settings` found in ``environ`` and ``options``.
 
-    ``options`` is a mapping of odoo.conf's ``[options]``. Nothing is raised: what is
-    wrong is named in ``errors``.
+    ``options`` is a mapping of odoo.conf's ``[options]``; ``db_system`` the value of Odoo's own
+    option of that name, None if it has none. Nothing is raised: what is wrong is named in ``errors``.
     """
     settings = Settings()
     found = _collect(environ, options, settings)
@@ -113,6 +111,10 @@ def read(environ, options):
             settings.refused.append(name)
         else:
             settings.connection[keyword] = value
+    database = settings.connection.pop("dbname", None)
+    settings.system_database = None if db_system else database
+    if database and db_system not in (None, database):
+        settings.warnings.append("%s and Odoo's own db_system differ; db_system is used" % found["db_dbname"][0])
     return settings
 
 

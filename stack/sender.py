@@ -17,18 +17,20 @@ class Sent(NamedTuple):
 
 
 class BusSender:
-    """Two connections, kept open: to the database of the messages, and to ``postgres`` for the notifications.
+    """Two connections, kept open: to the database of the messages, and to the one of the notifications.
 
     One that was lost in the meantime is replaced, as Odoo's pool of connections does; one that fails is given up, and
     the error passed on.
 
     :param connect: function that returns a new psycopg2 connection to the database it is given the name of
+    :param system_database: the one of the notifications
     """
 
-    def __init__(self, series, database, connect):
+    def __init__(self, series, database, connect, system_database="postgres"):
         self._with_database = series_number(series) >= 15
         self._database = database
         self._connect = connect
+        self._system_database = system_database
         self._connections = {}
 
     def channel(self, name):
@@ -59,7 +61,7 @@ class BusSender:
 
     def notify(self, payload, channel="imbus"):
         """Send one notification with any text as payload."""
-        self._transaction("postgres", "SELECT pg_notify(%s, %s)", (channel, payload))
+        self._transaction(self._system_database, "SELECT pg_notify(%s, %s)", (channel, payload))
 
     def close(self):
         while self._connections:

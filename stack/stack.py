@@ -31,6 +31,7 @@ class Stack:
     :param proxy: whether the direct connections take a path that can be made to fail, a :class:`~.proxy.Proxy`; or
         arguments for that, in a dictionary
     :param modules: what is installed in the database, separated by commas
+    :param system_database: what Odoo is told to use in place of ``postgres``
     :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
     :param tree: source tree of Odoo; default: the package of the distribution
     :param python: interpreter for that tree
@@ -68,10 +69,12 @@ class Stack:
         build=None,
         jobs=True,
         proxy=False,
+        system_database="postgres",
     ):
         self.build = build or find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
         self.series = self.build.series
         self.database = DATABASE
+        self.system_database = system_database
         self.server = self.proxy = self.pooler = self.odoo = None
         self._workers = workers
         self._addon = addon
@@ -120,7 +123,9 @@ class Stack:
         self._exits.close()
 
     def _odoo_environment(self):
-        given = self._environment(self) if callable(self._environment) else dict(self._environment or {})
+        given = dict(self._environment(self) if callable(self._environment) else self._environment or {})
+        if self.system_database != "postgres":
+            given["IMDISPATCHER_DB_DBNAME"] = self.system_database
         if not self._direct or any(re.fullmatch(r"(ODOO_)?IMDISPATCHER_DB_(HOST|PORT)", name) for name in given):
             return given
         way = self.proxy or self.server
@@ -163,6 +168,7 @@ class Stack:
             self.series,
             self.database,
             lambda dbname: through.connect(dbname, through.user, through.password, application_name="tests"),
+            self.system_database,
         )
 
     def send(self, channel, message):

@@ -228,7 +228,9 @@ def wrong_password(stack):
 
 @contextlib.contextmanager
 def wrong_database(stack):
-    yield {"IMDISPATCHER_DB_PORT": str(stack.server.port), "IMDISPATCHER_DB_DBNAME": "template1"}
+    stack.pooler.databases = {"postgres": "dbname=template1"}
+    stack.pooler.reload()
+    yield {"IMDISPATCHER_DB_PORT": str(stack.server.port)}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def wrong_database(stack):
         ("19.0-prefork", standby_of, r"127\.0\.0\.1:\d+: is a standby, and only a primary takes LISTEN; trying again"),
         ("14.0-prefork", nobody, r"127\.0\.0\.1:\d+: .*[Cc]onnection refused.*; trying again until it works$"),
         ("19.0-threaded", wrong_password, r'127\.0\.0\.1:\d+: .*password authentication failed for user "odoo"'),
-        ("14.0-prefork", wrong_database, "it listens on database template1, but Odoo sends on postgres$"),
+        ("14.0-prefork", wrong_database, "it listens on database postgres, but Odoo sends on template1$"),
     ],
     ids=["a standby", "a port that nobody listens at", "a wrong password", "another database"],
 )

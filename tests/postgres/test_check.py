@@ -16,7 +16,7 @@ from stack.pgbouncer import PgBouncer
 from stack.postgres import PASSWORD, USER, NewCluster, PostgreSQL
 from stack.proxy import black_hole
 from stack.stack import ADDON
-from stack.waiting import wait_until
+from tests.support.overheard import overheard
 from tests.support.poolerlike import PoolerLike
 
 CHECK = ADDON / "bus_alt_connection" / "check.py"
@@ -151,25 +151,6 @@ def test_right_settings_pass_and_show_what_is_where(run, server, pooler, where):
     assert not lines(output, "ERROR") + lines(output, "WARNING")
     assert verdict(output) == HEARD
     assert max(map(len, output.splitlines()[1:])) < 80
-
-
-@contextlib.contextmanager
-def overheard(server):
-    """Yield a list that has, when the context is left, what every Odoo of the cluster has heard meanwhile."""
-    heard = []
-    with contextlib.closing(server.connect()) as foreign:
-        foreign.autocommit = True
-        foreign.cursor().execute("LISTEN imbus; LISTEN cron_trigger; LISTEN the_end")
-        yield heard
-        # All come in the order in which they were sent.
-        server.execute("NOTIFY the_end")
-
-        def ended():
-            foreign.poll()
-            return foreign.notifies and foreign.notifies[-1].channel == "the_end"
-
-        wait_until(ended, 10, "the last notification")
-        heard += foreign.notifies[:-1]
 
 
 def test_nobody_else_hears_anything(run, server, pooler, other_server):
@@ -426,10 +407,6 @@ DIRECT = {
     "other cluster": (lambda servers: to(servers.other_server), IS_ANOTHER),
     "copied cluster": (lambda servers: to(servers.copied_server), IS_ANOTHER),
     "standby": (lambda servers: to(servers.standby), IS_STANDBY),
-    "database": (
-        lambda servers: to(servers.server, DBNAME="template1"),
-        "it listens on database template1, but Odoo sends on postgres",
-    ),
     # The words of libpq and of the server.
     "refused": (lambda servers: to(servers.server, PORT=str(closed_port())), "Connection refused"),
     "unknown host": (lambda servers: to(servers.server, HOST="elsewhere.invalid"), "elsewhere.invalid:.* known"),
@@ -440,7 +417,6 @@ DIRECT = {
         'password authentication failed for user "odoo"',
     ),
     "TLS not offered": (lambda servers: to(servers.server, SSLMODE="require"), "does not support SSL"),
-    "no such database": (lambda servers: to(servers.server, DBNAME="nowhere"), 'database "nowhere" does not exist'),
     "standby, told by libpq": (
         lambda servers: to(servers.standby, TARGET_SESSION_ATTRS="read-write"),
         "standby|read-only|hot standby",
@@ -475,6 +451,26 @@ def test_a_wrong_direct_way_is_told(run, request, pooler, case):
     assert re.search(said, error)
     assert kind(output, "ordinary") == "pooler"
     assert verdict(output) == "NOT OK: 1 error(s)"
+
+
+def test_a_database_that_the_pooler_has_by_another_name_is_told(run, server):
+    with PgBouncer(server, databases={"postgres": "dbname=template1"}) as pooler:
+        (error,) = lines(run(odoo(pooler), to(server), code=1), "ERROR")
+        assert error == "direct: it listens on database postgres, but Odoo sends on template1"
+        assert verdict(run(odoo(pooler), to(server, DBNAME="template1"))) == HEARD
+
+
+def test_a_system_database_is_for_both_ways(run, server, pooler):
+    mark = server.log_mark()
+    assert verdict(run(odoo(pooler, imdispatcher_db_dbname="template1"), to(server))) == HEARD
+    said = re.findall(r"(\S+) LOG:  statement: (?:listen|.*pg_notify)", server.log_since(mark), re.IGNORECASE)
+    assert len(said) > 1 and set(said) == {"template1"}
+
+
+def test_a_system_database_that_there_is_not_is_told(run, server, pooler):
+    output = run(odoo(pooler), to(server, DBNAME="nowhere"), code=1)
+    assert [found.partition(":")[0] for found in lines(output, "ERROR")] == ["ordinary", "direct"]
+    assert all('database "nowhere" does not exist' in found for found in lines(output, "ERROR"))
 
 
 def test_settings_that_are_refused_are_not_connected_with(run, server, pooler):
@@ -561,8 +557,9 @@ def test_a_pooler_in_front_of_a_standby_is_told(run, server, standby):
 
 def test_what_the_terminal_has_no_signs_for_is_escaped(run, server, pooler):
     variables = dict(to(server, DBNAME="straße"), PYTHONIOENCODING="ascii")
-    (error,) = lines(run(odoo(pooler), variables, code=1), "ERROR")
-    assert r'"stra\xdfe" does not exist' in error
+    errors = lines(run(odoo(pooler), variables, code=1), "ERROR")
+    assert len(errors) == 2
+    assert all(r'"stra\xdfe" does not exist' in error for error in errors)
 
 
 # Options and odoo.conf

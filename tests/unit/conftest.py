@@ -107,12 +107,18 @@ def odoo(monkeypatch):
     def no_cursor(database):
         raise AssertionError("an ordinary cursor on %s" % database)
 
+    def connection_info_for(db_or_uri, readonly=False):
+        if "://" in db_or_uri:
+            return db_or_uri.rpartition("/")[2], {"dsn": db_or_uri}
+        return db_or_uri, dict(own, database=db_or_uri, host="replica" if readonly else own["host"])
+
     own = {"host": "127.0.0.1", "port": 1, "user": "odoo", "password": "s3cret", "sslmode": "prefer"}
     modules = {
         "sql_db": {
             "Connection": Connection,
-            "connection_info_for": lambda database: (database, dict(own, database=database)),
-            "db_connect": lambda database: Connection(database, dict(own, database=database)),
+            "connection_info_for": connection_info_for,
+            # It looks the other up when it is called, as Odoo's does.
+            "db_connect": lambda to, *more: Connection(*stub.sql_db.connection_info_for(to, *more)),
         },
         "tools": {"config": Config()},
         "http": {

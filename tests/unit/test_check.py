@@ -41,3 +41,24 @@ def test_an_answer_with_other_columns_is_an_error_of_what_is_there(run, rows):
     assert code == 1
     assert "ERROR: ordinary: 127.0.0.1:6432: not the answer" in output
     assert output.splitlines()[-1].startswith("NOT OK")
+
+
+@pytest.mark.parametrize(
+    "conf, variables, database, warned",
+    [
+        ("", {}, "postgres", 0),
+        ("", {"IMDISPATCHER_DB_DBNAME": "customer"}, "customer", 0),
+        ("imdispatcher_db_dbname = customer", {}, "customer", 0),
+        ("db_system = system", {}, "system", 0),
+        ("db_system = system", {"IMDISPATCHER_DB_DBNAME": "customer"}, "system", 1),
+        ("db_system = system", {"IMDISPATCHER_DB_DBNAME": "system"}, "system", 0),
+        ("db_system = False", {"IMDISPATCHER_DB_DBNAME": "customer"}, "customer", 0),
+    ],
+)
+def test_both_ways_are_those_to_the_system_database(tmp_path, conf, variables, database, warned):
+    path = tmp_path / "odoo.conf"
+    path.write_text("[options]\n%s\n" % conf)
+    _path, own, configured = check.read(["-c", str(path)], variables)
+    assert own["dbname"] == database
+    assert configured.parameters(own)["dbname"] == database
+    assert len(configured.warnings) == warned

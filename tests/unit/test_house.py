@@ -19,7 +19,7 @@ TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Lines of code, all in all and in one module.
-MOST, MOST_IN_ONE = 1210, 250
+MOST, MOST_IN_ONE = 1225, 250
 
 
 def nodes(tree, kind):
@@ -204,13 +204,15 @@ _WRONG = {
     "CHECK_INTERVAL": "soon",
     # Which differs from the one in the other spelling.
     "DB_PORT": "1",
+    # Which differs from Odoo's own option.
+    "DB_DBNAME": "a",
 }
 
 
 def _of_settings():
     """Return what settings find wrong, of each kind."""
     environ = {"IMDISPATCHER_" + name: value for name, value in _WRONG.items()}
-    found = settings.read({**environ, "ODOO_IMDISPATCHER_DB_PORT": "2"}, {})
+    found = settings.read({**environ, "ODOO_IMDISPATCHER_DB_PORT": "2"}, {}, "b")
     return found.errors + found.warnings
 
 

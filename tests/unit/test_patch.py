@@ -154,6 +154,101 @@ def test_a_loop_that_comes_back_is_given_what_it_missed(installed, fake, monkeyp
     cursor.close()
 
 
+# A system database of one's own
+
+
+@pytest.fixture
+def customer(installed_with):
+    return installed_with("customer")
+
+
+@pytest.fixture
+def installed_with(odoo, fake, monkeypatch):
+    """Return a function that installs the patch with a system database; both ways lead to the fake server."""
+
+    def installed_with(database, **options):
+        monkeypatch.setenv("IMDISPATCHER_DB_DBNAME", database)
+        odoo.tools.config.update(options)
+        monkeypatch.setattr(odoo.patch, "_direct_session", lambda *_arguments: fake.connect())
+        monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+        odoo.cursor = lambda database: "a cursor on %s" % database
+        odoo.patch.install()
+        return odoo
+
+    return installed_with
+
+
+def test_what_odoo_does_on_postgres_is_done_on_the_system_database(customer):
+    connected = customer.sql_db.db_connect("postgres")
+    assert connected.dsn == dict(customer.own, database="customer")
+    # By this name Odoo knows that it keeps none of these connections.
+    assert connected.dbname == "postgres"
+    replica = customer.sql_db.connection_info_for("postgres", True)
+    assert replica == ("postgres", dict(customer.own, database="customer", host="replica"))
+
+
+@pytest.mark.parametrize("to", ["x", "customer", "postgresql://elsewhere/postgres"])
+def test_all_other_databases_are_what_they_were(odoo, customer, to):
+    name, info = customer.sql_db.connection_info_for(to)
+    assert name in to
+    assert info == ({"dsn": to} if "://" in to else dict(customer.own, database=to))
+
+
+def test_the_listener_is_on_the_system_database_and_so_is_its_check(customer, fake):
+    cursor = bus_loop(customer)
+    (one,) = customer.patch.supervisors()
+    deadline = time.monotonic() + 5
+    while one.mode != supervisor.LISTENING and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert one.listener.database == "customer"
+    # One of them at the start: may we connect at all?
+    assert len(fake.logins) > 1 and set(fake.logins) == {"customer"}
+    assert customer.patch._direct("customer")["dbname"] == "customer"
+    cursor.close()
+
+
+def test_the_bus_is_looked_for_in_a_system_database_only_if_odoo_itself_works_on_it(customer):
+    def job(database):
+        customer.sql_db.db_connect(database).cursor()
+
+    job("postgres")
+    cursor = bus_loop(customer)
+    (one,) = customer.patch.supervisors()
+    assert one._with_bus() == set()
+    job("customer")
+    assert one._with_bus() == {"customer"}
+    cursor.close()
+
+
+def test_a_system_database_that_can_not_be_had_is_told_and_odoo_starts(installed_with, fake, logged):
+    fake.away.add("customer")
+    odoo = installed_with("customer")
+    expected = "can't use database customer in place of postgres: pooler:6432: no more connections allowed"
+    assert logged("can't use") == [expected]
+    assert odoo.sql_db.db_connect("postgres").dsn["database"] == "customer"
+
+
+def test_without_one_nothing_is_connected_to_at_the_start(installed, fake):
+    assert fake.logins == []
+    assert installed.sql_db.connection_info_for("postgres")[1]["database"] == "postgres"
+
+
+@pytest.mark.parametrize("version", [(19, 1, 0, "alpha", 1, ""), ("saas~19", 2, 0, "final", 0, ""), (20, 0)])
+def test_from_19_1_on_odoos_own_option_rules(odoo, installed_with, logged, version):
+    odoo.release.version_info = version
+    installed_with("customer", db_system="system")
+    assert odoo.sql_db.connection_info_for("postgres")[1]["database"] == "postgres"
+    assert logged("IMDISPATCHER_DB_DBNAME and Odoo's own db_system differ; db_system is used")
+
+
+@pytest.mark.parametrize("version", [(12, 0, 0, "final", 0, ""), ("saas~18", 4), (19, 0, 0, "final", 0, "")])
+def test_to_an_earlier_odoo_that_option_means_nothing(odoo, installed_with, logged, version):
+    odoo.release.version_info = version
+    installed_with("customer", db_system="system")
+    assert odoo.sql_db.connection_info_for("postgres")[1]["database"] == "customer"
+    assert not logged("db_system")
+
+
 # Wrong settings
 
 

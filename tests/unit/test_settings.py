@@ -101,7 +101,8 @@ def known_to_libpq(keyword):
     return True
 
 
-@pytest.mark.parametrize("keyword", filter(known_to_libpq, KEYWORDS))
+# That of the database is for both ways, see below.
+@pytest.mark.parametrize("keyword", [one for one in KEYWORDS if one != "dbname" and known_to_libpq(one)])
 def test_every_keyword_of_libpq_is_an_option(keyword):
     value = {"sslmode": "require", "connect_timeout": "7"}.get(keyword, "a")
     found = read({"IMDISPATCHER_DB_" + keyword.upper(): value})
@@ -327,7 +328,8 @@ def test_nothing_that_is_set_is_left_out_in_silence(option, prefix, value):
         with pytest.raises(psycopg2.OperationalError):
             found.parameters({"dbname": "postgres"})
     else:
-        assert found.connection[option] in (value, value.strip())
+        taken = dict(found.connection, dbname=found.system_database)
+        assert taken[option] in (value, value.strip())
 
 
 # Secrets --------------------------------------------------------------------------------------------------------------
@@ -436,19 +438,31 @@ def test_the_name_of_a_listener_can_be_chosen():
     assert read({"IMDISPATCHER_DB_APPLICATION_NAME": "a"}).parameters(own)["application_name"] == "a"
 
 
-@pytest.mark.parametrize(
-    ("configured", "database", "system_database", "dbname"),
-    [
-        (None, "postgres", "postgres", "postgres"),
-        ("elsewhere", "postgres", "postgres", "elsewhere"),
-        ("elsewhere", "customer", "postgres", "customer"),
-        ("elsewhere", "postgres", "system", "postgres"),
-        ("elsewhere", "system", "system", "elsewhere"),
-    ],
-)
-def test_a_database_is_configured_for_the_system_database_only(configured, database, system_database, dbname):
-    found = read({"IMDISPATCHER_DB_DBNAME": configured or ""})
-    assert found.parameters({"dbname": database}, system_database)["dbname"] == dbname
+def test_a_listener_listens_on_the_database_that_odoo_sends_on():
+    found = read({"IMDISPATCHER_DB_DBNAME": "customer"})
+    assert found.system_database == "customer"
+    assert found.parameters({"dbname": "elsewhere"})["dbname"] == "elsewhere"
+    assert read({}).system_database is None
+
+
+@pytest.mark.parametrize("name", ["IMDISPATCHER_DB_DBNAME", "ODOO_IMDISPATCHER_DB_DBNAME", "imdispatcher_db_dbname"])
+@pytest.mark.parametrize("database, warned", [("customer", True), ("postgres", True), ("system", False)])
+def test_where_odoo_has_an_option_for_it_that_rules(name, database, warned):
+    environ, options = ({}, {name: database}) if name.islower() else ({name: database}, {})
+    found = settings.read(environ, options, "system")
+    assert found.system_database is None
+    assert found.errors == []
+    assert found.warnings == ["%s and Odoo's own db_system differ; db_system is used" % name] * warned
+
+
+def test_a_database_that_is_wrong_stands_for_nothing():
+    found = read({"IMDISPATCHER_DB_DBNAME": "postgresql://db-01/customer"})
+    assert found.refused == ["IMDISPATCHER_DB_DBNAME"]
+    assert found.system_database is None
+
+
+def test_of_a_database_alone_nobody_knows_where_it_is():
+    assert not read({"IMDISPATCHER_DB_DBNAME": "customer"}).configured
 
 
 OWN = {"dbname": "postgres", "host": "pooler", "port": 6432, "user": "odoo", "password": "a", "sslmode": "prefer"}
