@@ -11,8 +11,9 @@ import psutil
 
 from stack.builds import find_build
 from stack.commands import CommandError, run
+from stack.postgres import full_version
 from stack.stack import ADDON
-from stack.system import pgbouncer_bin, postgres_bin
+from stack.system import pgbouncer_bin
 
 from .contenders import oca_version
 
@@ -24,7 +25,7 @@ def collect():
     manifest = ast.literal_eval((ADDON / "bus_alt_connection" / "__manifest__.py").read_text())
     found = {
         "bus_alt_connection": "%s%s" % (manifest["version"], _commit()),
-        "PostgreSQL": run([postgres_bin() / "postgres", "-V"]).split(" ", 2)[2].strip(),
+        "PostgreSQL": full_version(),
         "PgBouncer": run([pgbouncer_bin(), "-V"]).split()[1],
         "tools": "Python %s, psycopg2 %s, websockets %s"
         % (

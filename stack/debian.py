@@ -5,6 +5,7 @@ writes goes to ``.stack/``, so neither root nor a change of the machine's packag
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,15 +17,20 @@ from .system import ensure_packages
 MIRROR_VARIABLE = "DEBIAN_MIRROR"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _LIST_SOURCES = ["indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"]
+# It holds only what is newer there; what that needs comes from the other.
+_COMPLETED_BY = {"experimental": "sid"}
+# By their names, which end in the version of their interface. What only compiles queries, or runs Perl, is large.
+_LIBRARY = re.compile(r"(?!.*(perl|llvm|z3))z?lib\S*\d\S*")
 
 
-def unpack_packages(suite, packages, folder, exclude=()):
+def unpack_packages(suite, packages, folder, exclude=(), libraries=False):
     """Download the newest versions of packages of a Debian suite and unpack all into one new folder.
 
     The folder appears when it is complete. Not to be called for the same folder by two at the same time.
 
     :param suite: such as ``sid``
     :param packages: names; their dependencies are not fetched
+    :param libraries: whether to fetch the libraries that they depend on all the same, that of C included
     :param folder: path; the file ``packages`` in it gets one line "name version" for each package
     :param exclude: patterns of paths that are not unpacked, as ``tar --exclude`` takes them
     :raise RuntimeError: no mirror is known, it does not have the packages, or it can not be reached
@@ -32,7 +38,7 @@ def unpack_packages(suite, packages, folder, exclude=()):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apt-", dir=folder.parent) as scratch:
         scratch = Path(scratch)
-        for archive in _download(suite, packages, scratch):
+        for archive in _download(suite, packages, scratch, libraries):
             _unpack(archive, scratch / "unpacked", exclude)
             archive.unlink()
         if folder.exists():
@@ -45,16 +51,22 @@ def package_versions(folder):
     return (folder / "packages").read_text().splitlines()
 
 
-def _download(suite, packages, scratch):
+def _download(suite, packages, scratch, libraries):
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise RuntimeError("Debian packages can only be had where there are apt-get and dpkg-deb")
     if not _KEYRING.exists():
         ensure_packages("debian-archive-keyring")
     apt = _Apt(scratch)
-    apt.use_source("deb [signed-by=%s] %s %s main" % (_KEYRING, _mirror(apt), suite))
+    mirror = _mirror(apt)
+    suites = [suite, *filter(None, [_COMPLETED_BY.get(suite)])]
+    apt.use_sources(["deb [signed-by=%s] %s %s main" % (_KEYRING, mirror, one) for one in suites])
+    if len(suites) > 1:
+        apt.prefer(suite, packages)
     apt.update()
     target = scratch / "download"
     target.mkdir()
+    if libraries:
+        packages = {*packages, *filter(_LIBRARY.fullmatch, apt.needed(packages))}
     apt.get("download", *packages, cwd=target)
     return sorted(target.glob("*.deb"))
 
@@ -80,7 +92,7 @@ class _Apt:
     _OWN_SOURCE = """
         Dir::Etc::sourcelist "{0}/sources.list";
         Dir::Etc::sourceparts "-";
-        Dir::Etc::preferences "-";
+        Dir::Etc::preferences "{0}/preferences";
         Dir::Etc::preferencesparts "-";
     """
 
@@ -90,17 +102,28 @@ class _Apt:
         self._settings.write_text(self._SETTINGS.format(scratch))
         for name in "lists", "cache":
             (scratch / name).mkdir()
-        (scratch / "status").touch()
+        for name in "status", "preferences":
+            (scratch / name).touch()
 
-    def use_source(self, line):
-        """Use only this line of a sources.list from now on."""
-        (self._scratch / "sources.list").write_text(line + "\n")
+    def use_sources(self, lines):
+        """Use only these lines of a sources.list from now on."""
+        (self._scratch / "sources.list").write_text("".join(line + "\n" for line in lines))
         with open(self._settings, "a") as settings:
             settings.write(self._OWN_SOURCE.format(self._scratch))
 
     def update(self):
         # Not every failed download makes apt-get fail.
         self.get("update", "-o", "APT::Update::Error-Mode=any")
+
+    def prefer(self, suite, packages):
+        """Take these packages from this suite, and all others from wherever they usually come."""
+        lines = "Package: %s\nPin: release a=%s\nPin-Priority: 990\n" % (" ".join(packages), suite)
+        (self._scratch / "preferences").write_text(lines)
+
+    def needed(self, packages):
+        """Return the names of all packages that an empty machine would have to install for ``packages``."""
+        printed = self.get("install", "--simulate", "--no-install-recommends", *packages)
+        return re.findall(r"^Inst (\S+)", printed, re.MULTILINE)
 
     def get(self, *arguments, **options):
         return run(["apt-get", "-q", "-c", self._settings, *arguments], **options)

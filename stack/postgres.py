@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from psycopg2.extras import NamedTupleCursor
 
 from . import ports
 from .archive import archived, unpack
+from .commands import run
 from .process import Process, identity, server_user
 from .system import postgres_bin
 
@@ -33,10 +35,14 @@ _SETTINGS = {
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-def version():
-    """Return the major version of the PostgreSQL in use, as text."""
-    printed = subprocess.run([postgres_bin() / "postgres", "-V"], stdout=subprocess.PIPE, check=True, text=True)
-    return printed.stdout.split()[2].split(".")[0]
+def version(programs=None):
+    """Return the major version of the PostgreSQL in ``programs``, as text; default: the one of this machine."""
+    return re.match(r"\d+", full_version(programs))[0]
+
+
+def full_version(programs=None):
+    """Return the version with all that the distribution has to say of it."""
+    return run([(programs or postgres_bin()) / "postgres", "-V"]).split(" ", 2)[2].strip()
 
 
 def libpq_parameters(place, dbname="postgres"):
@@ -52,22 +58,24 @@ class PostgreSQL(Process):
     :param settings: additions to ``postgresql.conf``, by name; changes of the attribute count from the next
         :meth:`start` or :meth:`reload` on
     :param archive: tar file with the data folder to start from; default: an empty cluster
+    :param programs: folder with the programs of another version, such as :func:`~.servers.server_programs` returns
     """
 
     name = "postgresql"
     stop_signal = _STOP_SIGNALS["fast"]
 
-    def __init__(self, settings=None, archive=None):
+    def __init__(self, settings=None, archive=None, programs=None):
         super().__init__(run_as=server_user())
         self.host = "127.0.0.1"
         self.port = ports.take_port()
         self.user, self.password = USER, PASSWORD  # of Odoo
         self.settings = dict(settings or {})
         self.data = self.folder / "data"
+        self.programs = programs or postgres_bin()
         self._archive = archive
 
     def command(self):
-        return [postgres_bin() / "postgres", "-D", self.data]
+        return [self.programs / "postgres", "-D", self.data]
 
     def is_up(self):
         try:
@@ -133,11 +141,11 @@ class PostgreSQL(Process):
 
     def standby(self, settings=None):
         """Return a streaming replica of this running server: a PostgreSQL not started yet."""
-        replica = PostgreSQL({**self.settings, **(settings or {})})
+        replica = PostgreSQL({**self.settings, **(settings or {})}, programs=self.programs)
         replica._make_folder()
         subprocess.run(
             [
-                postgres_bin() / "pg_basebackup",
+                self.programs / "pg_basebackup",
                 "--pgdata=%s" % replica.data,
                 "--host=%s" % self.host,
                 "--port=%s" % self.port,
@@ -157,8 +165,7 @@ class PostgreSQL(Process):
         subprocess.run(["mkdir", "-m", "700", self.data], check=True, **identity(self.run_as))
 
     def _fill(self):
-        archive = self._archive or archived("postgresql-%s" % version(), _empty_cluster)["cluster"]
-        unpack(archive, self.data, self.run_as)
+        unpack(self._archive or _empty_cluster(self.programs), self.data, self.run_as)
 
     def _write_settings(self):
         settings = {**_SETTINGS, "port": self.port, "unix_socket_directories": self.folder, **self.settings}
@@ -176,7 +183,7 @@ class NewCluster(PostgreSQL):
             shutil.chown(password, self.run_as)
         subprocess.run(
             [
-                postgres_bin() / "initdb",
+                self.programs / "initdb",
                 "--pgdata=%s" % self.data,
                 "--username=%s" % SUPERUSER,
                 "--pwfile=%s" % password,
@@ -191,9 +198,14 @@ class NewCluster(PostgreSQL):
         )
 
 
+def _empty_cluster(programs):
+    name = "postgresql-%s" % version(programs)
+    return archived(name, lambda: _new_cluster(programs))["cluster"]
+
+
 @contextlib.contextmanager
-def _empty_cluster():
-    with NewCluster() as server:
+def _new_cluster(programs):
+    with NewCluster(programs=programs) as server:
         server.execute("CREATE ROLE %s LOGIN CREATEDB PASSWORD %%s" % USER, (PASSWORD,))
         server.stop()
         yield {"cluster": server.data}
