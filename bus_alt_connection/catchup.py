@@ -35,19 +35,18 @@ _TXID = "next - (next - xmin::text::bigint) %% 4294967296"
 # index on anything but the id. On one line, for who reads it in the server's log.
 _MISSED = """
     WITH today AS (
-        SELECT txid_current_snapshot() AS snapshot, txid_snapshot_xmin(txid_current_snapshot()) AS oldest,
-               txid_snapshot_xmax(txid_current_snapshot()) AS next
+        SELECT snapshot, txid_snapshot_xmin(snapshot) AS oldest, txid_snapshot_xmax(snapshot) AS next,
+               txid_snapshot_xmin(%(since)s::txid_snapshot) AS since FROM txid_current_snapshot() AS snapshot
     ), tail AS (
         SELECT id, channel, TXID AS txid,
                create_date > now() AT TIME ZONE 'UTC' - %(overlap)s * interval '1 second' AS young
           FROM bus_bus, today WHERE id > %(floor)s
     ), found AS (
-        SELECT tail.* FROM tail, today
-         WHERE young OR txid >= LEAST(oldest, txid_snapshot_xmin(%(since)s::txid_snapshot))
+        SELECT tail.* FROM tail, today WHERE young OR txid >= LEAST(oldest, since)
     )
     SELECT snapshot::text, (SELECT coalesce(max(id), 0) FROM bus_bus),
-           array(SELECT DISTINCT channel FROM found WHERE young OR id NOT IN (SELECT unnest(%(known)s::bigint[]))
-                 AND txid >= txid_snapshot_xmin(%(since)s::txid_snapshot)),
+           array(SELECT DISTINCT channel FROM found
+                  WHERE young OR txid >= since AND id NOT IN (SELECT unnest(%(known)s::bigint[]))),
            array(SELECT id FROM found WHERE txid >= oldest)
       FROM today
 """
@@ -119,13 +118,10 @@ class Backlog(object):
         ``give(channels)`` is called with the channels that got rows in one of them, as
         JSON texts; it returns whether it took them, else they stay owed.
         """
-        failed, asked = {}, 0
+        failed, due = {}, [item for item in self._owed.items() if item[1].due <= now]
         began = time.monotonic()
         # First those that are most likely to answer.
-        for database, owed in sorted(self._owed.items(), key=lambda item: (item[1].delay, item[0])):
-            if owed.due > now:
-                continue
-            asked += 1
+        for database, owed in sorted(due, key=lambda item: (item[1].delay, item[0])):
             try:
                 channels, mark = self._look(database, owed.overlap, now)
                 if not channels or give(channels):
@@ -134,9 +130,9 @@ class Backlog(object):
                     continue
             except (psycopg2.Error, OSError) as error:
                 failed[database] = error, owed.delay
-            due, delay = now + time.monotonic() - began + owed.delay, min(2 * owed.delay, LONGEST_DELAY)
-            self._owed[database] = owed._replace(due=due, delay=delay)
-        self.works = len(failed) < asked if asked else self.works
+            later, delay = now + time.monotonic() - began + owed.delay, min(2 * owed.delay, LONGEST_DELAY)
+            self._owed[database] = owed._replace(due=later, delay=delay)
+        self.works = len(failed) < len(due) if due else self.works
         return failed
 
     def _look(self, database, overlap, now):

@@ -36,8 +36,8 @@ except ImportError:
 
 from bus_alt_connection import connection, log, settings, supervisor
 
-# What may come of connecting; the last of it, of a host name that can't be one.
-FAILURES = (psycopg2.Error, OSError, UnicodeError)
+# What may come of connecting.
+FAILURES = (psycopg2.Error, OSError)
 # Nobody else listens to it.
 CHANNEL = "bus_alt_connection_%s" % uuid.uuid4().hex
 ROW = "%-8s  %-6s  %-7s  %-7s  %-7s  %s"
@@ -70,8 +70,7 @@ def read(arguments, environ):
     The keywords are for the database that Odoo sends notifications on. Ends the program if there is no telling.
     """
     parser = argparse.ArgumentParser(prog="check.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    default = environ.get("ODOO_RC") or environ.get("OPENERP_SERVER")
-    parser.add_argument("-c", "--config", metavar="FILE", default=default, help="odoo.conf")
+    parser.add_argument("-c", "--config", metavar="FILE", help="odoo.conf")
     for names in (["--db_host"], ["--db_port"], ["-r", "--db_user"], ["--db_sslmode"]):
         parser.add_argument(*names, help="if Odoo is given it")
     given, unknown = parser.parse_known_args(arguments)
@@ -79,8 +78,8 @@ def read(arguments, environ):
         # Nor is it shown.
         parser.error("there is what is no option; if it is a password, others can see it here: set PGPASSWORD instead")
 
-    homes = map(os.path.expanduser, ("~/.odoorc", "~/.openerp_serverrc"))
-    path = given.config or next(filter(os.path.isfile, homes), None)
+    homes = filter(os.path.isfile, map(os.path.expanduser, ("~/.odoorc", "~/.openerp_serverrc")))
+    path = given.config or environ.get("ODOO_RC") or environ.get("OPENERP_SERVER") or next(homes, None)
     conf = configparser.RawConfigParser(default_section="options")
     try:
         with open(path or os.devnull, encoding="utf-8") as lines:

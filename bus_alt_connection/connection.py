@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .log import redact
-from .settings import HOST_OPTION, PORT_OPTION, address
+from .settings import address
 
 # Seconds, for one address. ``connect_timeout`` replaces it, if it is one.
 CONNECT_TIMEOUT = 5.0
@@ -32,6 +32,8 @@ PROBE_TIMEOUT = 1
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 if extensions.libpq_version() >= 120000:
     KEEPALIVES["tcp_user_timeout"] = 10000
+# The options that are to be mended, of a listener at the wrong place.
+SET_THEM_TO = "set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to"
 
 # A server is told from any other, a restarted or promoted copy included, by when it was started.
 _FACTS = (
@@ -48,15 +50,18 @@ class Connection(object):
 
     Every method raises ``psycopg2.OperationalError`` once the connection is lost or
     a deadline has passed; the connection is of no use then. No message of a
-    ``psycopg2.Error`` has a password or more than one line.
+    ``psycopg2.Error`` has a password or more than one line; ``sqlstate`` is the server's
+    code, or None.
     """
+
+    #: if it is true, it is to be given up, and nothing waits for an answer any more; any thread may set it
+    fault = None
 
     def __init__(self, parameters):
         self.parameters = parameters
-        self._cnx = None
         with self._plain_errors():
+            self._cnx = psycopg2.connect(async_=1, **parameters)
             try:
-                self._cnx = psycopg2.connect(async_=1, **parameters)
                 self._wait(max(int(parameters.get("connect_timeout") or 0), 0) or CONNECT_TIMEOUT)
                 self.server_version = self._cnx.server_version
                 self.prepare()
@@ -106,8 +111,7 @@ class Connection(object):
         return self._cnx.fileno()
 
     def close(self):
-        if self._cnx is not None:
-            self._cnx.close()
+        self._cnx.close()
 
     @contextlib.contextmanager
     def _plain_errors(self):
@@ -115,23 +119,24 @@ class Connection(object):
             yield
         except psycopg2.Error as error:
             # The first line tells; after it libpq only supposes.
-            raise type(error)(redact(str(error).strip() or repr(error), self.parameters, lines=1)) from None
+            plain = type(error)(redact(str(error).strip() or repr(error), self.parameters, lines=1))
+            plain.sqlstate = error.pgcode
+            raise plain from None
         except UnicodeError:
             raise psycopg2.OperationalError("some option is not UTF-8") from None
 
     def _wait(self, timeout):
         deadline = time.monotonic() + timeout
-        while True:
-            state = self._cnx.poll()
-            if state == extensions.POLL_OK:
-                return
+        for state in iter(self._cnx.poll, extensions.POLL_OK):
             event = selectors.EVENT_WRITE if state == extensions.POLL_WRITE else selectors.EVENT_READ
             # libpq may have gone on to another way to log in, hence another descriptor.
             with selectors.DefaultSelector() as selector:
                 selector.register(self._cnx.fileno(), event)
                 left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    raise psycopg2.OperationalError("no answer in %g s" % timeout)
+                while left <= 0 or not selector.select(min(left, 0.5)):
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self.fault:
+                        raise psycopg2.OperationalError("no answer in %g s" % timeout)
 
 
 def connect(parameters, kind=Connection):
@@ -155,7 +160,7 @@ def attempts(parameters):
     stand for all hosts. Raises ``psycopg2.OperationalError`` if a list does not fit.
     """
     # An empty value would count as one, before that of a service or PGHOST.
-    own = {keyword: value for keyword, value in parameters.items() if value not in (None, "")}
+    own = dict(KEEPALIVES, **{keyword: value for keyword, value in parameters.items() if value not in (None, "")})
     lists = {keyword: str(own[keyword]).split(",") for keyword in ("host", "hostaddr", "port") if keyword in own}
     number = max(len(lists.get(keyword, "-")) for keyword in ("host", "hostaddr"))
     for keyword, values in lists.items():
@@ -163,8 +168,7 @@ def attempts(parameters):
             raise psycopg2.OperationalError("%d values of %s for %d host(s)" % (len(values), keyword, number))
     found, problems = [], []
     for index in range(number):
-        one = dict(KEEPALIVES, **own)
-        one.update((keyword, values[index % len(values)].strip()) for keyword, values in lists.items())
+        one = dict(own, **{keyword: values[index % len(values)].strip() for keyword, values in lists.items()})
         try:
             found += [dict(one, hostaddr=each) for each in _addresses(**one)] or [one]
         except (OSError, UnicodeError) as error:
@@ -206,14 +210,13 @@ def keeps_session(parameters):
 
 def why_deaf(direct, ordinary):
     """Return why ``direct`` can't hear what is sent on ``ordinary``, both `Facts`."""
+    there = direct.address
     if direct.standby:
-        return "%s is a standby, and only a primary takes LISTEN" % direct.address
+        return "%s is a standby, and only a primary takes LISTEN" % there
     if direct.pooled:
-        reason = "%s is a pooler that does not keep the connection for us; set %s and %s to PostgreSQL itself"
-    elif direct.started != ordinary.started:
-        reason = "%s is another server than the one that Odoo sends to; set %s and %s to that one"
-    elif direct.database != ordinary.database:
+        return "%s is a pooler that does not keep the connection for us; %s PostgreSQL itself" % (there, SET_THEM_TO)
+    if direct.started != ordinary.started:
+        return "%s is another server than the one that Odoo sends to; %s that one" % (there, SET_THEM_TO)
+    if direct.database != ordinary.database:
         return "it listens on database %s, but Odoo sends on %s" % (direct.database, ordinary.database)
-    else:
-        return "the path to %s is silent, nothing comes through" % direct.address
-    return reason % (direct.address, HOST_OPTION, PORT_OPTION)
+    return "the path to %s is silent, nothing comes through" % there

@@ -25,7 +25,7 @@ LISTEN_TIMEOUT = 5.0
 # Notifications that may wait for Odoo's loop; what it misses beyond is in bus_bus.
 FEED_SIZE = 5000
 
-_LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+)|(\*))\s*;?\s*\Z', re.IGNORECASE)
+_LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*;?\s*\Z', re.IGNORECASE)
 # Odoo asks it before LISTEN. Ours is on a primary or waits for one, so that this needs no
 # connection, and a cron thread that opens its cursor in an outage does not die of it.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
@@ -45,13 +45,11 @@ class Feed(object):
         self.closed = 0
         #: the names of the channels that `put` is to be called for
         self.channels = frozenset()
-        self._listener = listener
-        self._ordinary = ordinary
+        self._listener, self._ordinary = listener, ordinary
         self._pending = []
         self._lock = threading.Lock()
+        # In it there is a byte while something is pending: neither end ever blocks.
         self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
 
     def put(self, notifications):
         """Have ``notifications`` ready for the next `poll`, and wake who selects.
@@ -88,8 +86,6 @@ class Feed(object):
 
     def close(self):
         with self._lock:
-            if self.closed:
-                return
             self.closed = 1
             self._reader.close()
             self._writer.close()
@@ -128,12 +124,10 @@ class ListeningCursor(object):
         self._rows = [(False,)] if _IN_RECOVERY.match(text) else []
         match = _LISTEN.match(text)
         if match:
-            stop, exact, plain, everything = match.groups()
-            channel = exact.replace('""', '"') if exact else (plain or "").lower()
-            if stop:
-                self._listener.listen(self._cnx, self._cnx.channels - {channel} if channel else frozenset())
-            elif not everything:
-                self._listener.listen(self._cnx, self._cnx.channels | {channel})
+            stop, exact, plain = match.groups()
+            channel = exact.replace('""', '"') if exact else plain.lower()
+            wanted = self._cnx.channels - {channel} if stop else self._cnx.channels | {channel}
+            self._listener.listen(self._cnx, frozenset() if plain == "*" else wanted)
         elif not self._rows:
             self._ordinary().execute(query, params, *args, **kwargs)
 
@@ -156,10 +150,8 @@ class ListeningCursor(object):
         return self
 
     def __exit__(self, kind, _error, _traceback):
-        try:
+        with contextlib.closing(self):
             self._end_ordinary(commit=kind is None)
-        finally:
-            self.close()
 
     def __getattr__(self, name):
         return getattr(self._ordinary(), name)

@@ -10,10 +10,10 @@ import json
 from odoo import http
 
 from . import patch
-from .supervisor import DEAF, LISTENING, POLLING
+from .supervisor import DEAF, LISTENING, POLLING, SHARED
 
 # By mode, the worst first; None: a process that has no listener, and needs none.
-_STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (None, "pass"))
+_STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (SHARED, "pass"), (None, "pass"))
 _NO_LISTENER = {"mode": None, "listening": False, "confirmed": False}
 _NO_LISTENER.update(seconds_since_check=None, round_trip_ms=None, reconnects=0)
 

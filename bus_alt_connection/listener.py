@@ -27,7 +27,7 @@ import psycopg2
 from psycopg2.extensions import Notify
 
 from . import connection, log
-from .payload import BUS_CHANNEL, quote, readable
+from .payload import BUS_CHANNEL, HEARTBEAT_CHANNEL, quote, readable
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 class Listener(object):
     """Keep one session on ``database`` for feeds.
 
-    ``connect()`` returns a session such as `DirectSession`, or raises ``psycopg2.Error``
+    ``connect()`` returns a `Session`, or raises ``psycopg2.Error``
     or ``OSError``; ``stopping()``: whether to give up; ``tell(event)`` is called with
     each `log.Event`, in the thread of `run`, and must not block; ``series``: of Odoo, the
     number before the dot. A feed has ``channels``, a set of names, and
@@ -63,8 +63,11 @@ class Listener(object):
         self._connect = connect
         self._stopping = stopping
         self._tell = tell
+        #: who hands on what is received to other processes, a `sharing.Host`, or None
+        self.relay = None
         self._feeds, self._ended = weakref.WeakSet(), False
-        self._heard, self._look_asked_for = frozenset(), False
+        self._had = frozenset()
+        self._token, self._heard, self._look_asked_for = None, False, False
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -73,9 +76,9 @@ class Listener(object):
         """Live, pause, and live again, until it is `closed`. Raises nothing."""
         backoff = Backoff()
         while not self.closed and not self._stopping():
-            seconds = LONGEST_DELAY
+            seconds, began = LONGEST_DELAY, time.monotonic()
             try:
-                seconds = backoff.after(self._live())
+                seconds = backoff.after(self._live(), time.monotonic() - began)
             except Exception as error:
                 # Better a listener with a bug than a deaf bus.
                 log.log_bug(_logger, error)
@@ -96,14 +99,18 @@ class Listener(object):
             self._listen(session)
             began, kind = time.monotonic(), log.LOST
             self._serve(session)
-            kind, reason = log.DEAF, session.fault
+        except Moved as error:
+            kind, reason = log.MOVED, str(error)
         except (psycopg2.Error, OSError) as error:
             reason = str(error)
         finally:
             with self._change():
-                self.session, self.failed = None, True
+                self.session, self.failed, self._had = None, True, frozenset()
                 self.deaf_since = self.deaf_since or time.monotonic()
+            if self.relay:
+                self.relay.inform()
             if session is not None:
+                kind, reason = session.fault or (kind, reason)
                 session.close()
         if not self.closed:
             self._tell(log.Event(kind, began and session, reason))
@@ -135,24 +142,32 @@ class Listener(object):
 
     def _listen(self, session):
         """Have ``session`` LISTEN on the channels that are wanted."""
-        channels = {session.check_channel}
+        channels, wanted = {session.check_channel}, frozenset()
         # Behind a pooler a LISTEN may outlive us: nothing but the check at first.
         if not session.facts.pooled or session.confirmed is not None:
-            channels |= self.wanted
+            wanted = self.wanted
+            channels |= wanted.union([HEARTBEAT_CHANNEL], self.relay.channels if self.relay else ())
         if session.channels != channels:
-            gained = channels - session.channels - {session.check_channel}
             session.listen(frozenset(channels))
-            with self._change():
-                self.gained |= gained
+        with self._change():
+            self.gained, self._had = self.gained | wanted - self._had, wanted
+        if self.relay:
+            self.relay.inform()
 
     def _receive(self, session):
         asked, notifications = self._look_asked_for, session.receive()
-        self.deliver([one for one in notifications if one.channel != session.check_channel])
+        if notifications:
+            session.heard_at = time.monotonic()
+            wanted = self.wanted
+            self.deliver([one for one in notifications if one.channel in wanted])
+            if self.relay:
+                self.relay.put(notifications)
         # After the rest: what was sent before a token was delivered before it counts.
-        tokens = [one.payload for one in notifications if one.channel == session.check_channel]
-        if tokens or asked:
+        heard = any(one.payload == self._token for one in notifications)
+        # A guest is given what has arrived bit by bit.
+        if heard or asked and not notifications:
             with self._change():
-                self._heard, self._look_asked_for = self._heard.union(tokens), False
+                self._heard, self._look_asked_for = self._heard or heard, False
 
     def deliver(self, notifications):
         """Give the feeds on their channels what Odoo can read of ``notifications``.
@@ -189,7 +204,9 @@ class Listener(object):
         """End it. Returns at once; `run` follows."""
         with self._change():
             self._ended = True
-        self._wake()
+        if self.relay:
+            self.relay.close()
+        self.wake()
 
     def add(self, feed):
         """Take on ``feed``; return False if it is too late for that."""
@@ -197,14 +214,14 @@ class Listener(object):
             if not self._ended:
                 self._feeds.add(feed)
                 # Who is forgotten does not say so.
-                weakref.finalize(feed, self._wake).atexit = False
+                weakref.finalize(feed, self.wake).atexit = False
             return not self._ended
 
     def remove(self, feed):
         """Forget ``feed``, and end quietly if it was the last."""
         with self._change():
             self._feeds.discard(feed)
-        self._wake()
+        self.wake()
 
     def listen(self, feed, channels):
         """Give ``feed`` what arrives on ``channels``, and on no others.
@@ -214,7 +231,7 @@ class Listener(object):
         """
         with self._change():
             feed.channels = channels
-        self._wake()
+        self.wake()
 
     def wait_for_listen(self, feed, timeout):
         """Wait until LISTEN is in force for ``feed``, or known not to be to be had."""
@@ -235,7 +252,7 @@ class Listener(object):
     def in_force(self):
         """``(session, channels)``: who LISTENs, and on what that is wanted."""
         session = self.session
-        return session, session.channels - {session.check_channel} if session else frozenset()
+        return session, session.channels & self.wanted if session else frozenset()
 
     def take_gained(self):
         """Return ``gained``, which begins anew."""
@@ -249,33 +266,36 @@ class Listener(object):
             self.changed.wait_for(lambda: self.closed or condition(), timeout)
             return condition()
 
-    def hears(self, token, session, timeout):
-        """Wait for ``token`` on the check channel; return whether it came on ``session``.
+    def expect(self, token):
+        """Take note of what `hears` is to wait for, before it is sent on a check channel."""
+        with self.changed:
+            self._token, self._heard = token, False
 
-        All other tokens are forgotten. A listener that was kept from looking is given
-        another second to do so: what was sent may be there already.
+    def hears(self, session, timeout):
+        """Wait for what is expected; return whether it came on ``session``.
+
+        A listener that was kept from looking is given another second to do so: what was
+        sent may be there already.
         """
 
         def over():
-            return token in self._heard or self.session is not session
+            return self._heard or self.session is not session
 
         if not self.wait(over, timeout):
             self._look_asked_for = True
-            self._wake()
+            self.wake()
             self.wait(lambda: over() or not self._look_asked_for, 1.0)
-        with self.changed:
-            heard, self._heard = token in self._heard and self.session is session, frozenset()
-        return heard
+        return self._heard and self.session is session
 
     def confirm(self, session, channels, round_trip):
         """Take note that what was sent came, in ``round_trip`` seconds, while ``channels`` were in force."""
         session.round_trip, session.confirmed = round_trip, channels
-        self._wake()
+        self.wake()
 
-    def replace(self, session, reason):
-        """Give up ``session``, if it is still there, since it is deaf for ``reason``."""
-        session.fault = reason
-        self._wake()
+    def replace(self, session, kind, reason):
+        """Give up ``session``, if it is still there, and tell so: it is DEAF, or MOVED."""
+        session.fault = kind, reason
+        self.wake()
 
     @contextlib.contextmanager
     def _change(self):
@@ -284,20 +304,26 @@ class Listener(object):
             yield
             self.changed.notify_all()
 
-    def _wake(self):
-        try:
+    def wake(self):
+        """Have `run` see what has changed. Returns at once; any thread may."""
+        # It may be full, so that it wakes up anyway; or closed, so that it has.
+        with contextlib.suppress(OSError):
             self._waker.send(b"\0")
-        except OSError:
-            # Full, so it will wake up anyway; or closed, so it has.
-            pass
 
 
-class DirectSession(connection.Connection):
-    """One life of a connection straight to PostgreSQL, from connect to loss.
+class Moved(psycopg2.OperationalError):
+    """The session is over, but another is to be had: no outage."""
 
-    ``facts``: the `connection.Facts` on what is there; ``channels``: those that it LISTENs on.
+
+class Session(object):
+    """What a listener hears on, from connect to loss.
+
+    ``facts``: the `connection.Facts` on the server at its end.
     """
 
+    #: of the process by way of which it goes, see `sharing`; None: by itself
+    host_kind = None
+    #: those that it LISTENs on
     channels = frozenset()
     #: to where the supervisor sends, and which nobody else listens to
     check_channel = None
@@ -305,8 +331,21 @@ class DirectSession(connection.Connection):
     confirmed = None
     #: seconds that it took
     round_trip = None
-    #: why it is to be given up
+    #: monotonic seconds of the last notification
+    heard_at = 0.0
+    #: event kind and reason, if it is to be given up
     fault = None
+
+    def settle(self):
+        """Prepare for a long life, now that it is known to be no pooler's."""
+
+    def examined(self):
+        """Return ``facts``, having looked closer whether there is a pooler. Any thread may."""
+        return self.facts
+
+
+class DirectSession(Session, connection.Connection):
+    """A connection straight to PostgreSQL."""
 
     def prepare(self):
         self.facts = self.examine()
@@ -318,16 +357,24 @@ class DirectSession(connection.Connection):
         # In one statement, so that none is missed and pg_stat_activity shows them.
         statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
         statements += ["UNLISTEN %s" % quote(name) for name in self.channels - channels]
-        self.execute("; ".join(statements))
+        # Who asks meanwhile is not told of those that are about to go.
+        self.channels &= channels
+        try:
+            self.execute("; ".join(statements))
+        except psycopg2.Error as error:
+            if error.sqlstate != "58P01":
+                raise
+            # Up to PostgreSQL 14.20, 15.15, 16.11, 17.7 and 18.1 the queue may begin before the commit log does.
+            _logger.warning("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
+            self.execute("SELECT pg_notification_queue_usage()")
+            self.execute("; ".join(statements))
         self.channels = channels
 
     def settle(self):
-        """Prepare for a long life, now that it is known to be no pooler's."""
         if not self.facts.pooled and self.server_version >= 140000:
             self.execute("SET idle_session_timeout = 0")
 
     def examined(self):
-        """Return ``facts``, having looked closer whether there is a pooler. Any thread may."""
         pooled = self.facts.pooled or connection.keeps_session(self.parameters) is False
         return self.facts._replace(pooled=pooled)
 
@@ -338,8 +385,8 @@ class Backoff(object):
     def __init__(self):
         self._interval = 0.0
 
-    def after(self, lasted):
-        """Return the seconds to wait after a session of so many; None: there was none.
+    def after(self, lasted, took):
+        """Return the seconds to wait after a session of so many; None: there was none. All ``took`` that many.
 
         Only what has outlived `LONGEST_DELAY` makes it begin anew, so that who cuts
         every session early meets ever fewer of them.
@@ -348,4 +395,4 @@ class Backoff(object):
             self._interval = 0.0
             return 0.0
         self._interval = min(max(FIRST_DELAY, 2 * self._interval), LONGEST_DELAY)
-        return max(self._interval * random.uniform(0.5, 1) - (lasted or 0.0), 0.0)
+        return max(self._interval * random.uniform(0.5, 1) - took, 0.0)

@@ -31,6 +31,8 @@ CONFIRMED = "confirmed"
 LOST = "lost"
 #: ``session`` is given up, since what was sent does not arrive there
 DEAF = "deaf"
+#: ``session`` is given up for another one: no outage
+MOVED = "moved"
 
 #: ``kind``: one of the above; ``session``: None if there is none; ``reason``: a text, of trouble
 Event = collections.namedtuple("Event", "kind session reason")
@@ -44,14 +46,16 @@ class OutageLog(object):
 
     def __init__(self, database):
         self._database = database
-        self._began = self._reminded = None
+        self._began, self._told, self._listened = None, set(), False
         # Those of this outage, the next included.
-        self._attempts = 0
-        self._told, self._listened = set(), False
+        self._reminded, self._attempts = None, 0
 
     def __call__(self, event):
         if event.kind == CONFIRMED:
             self._tell_end(event.session)
+            return
+        if event.kind == MOVED:
+            _logger.info("the listener of database %s moves: %s", self._database, event.reason)
             return
         now, first, what = time.monotonic(), self._began is None, (self._database, event.reason)
         if first:
@@ -73,15 +77,14 @@ class OutageLog(object):
             _logger.warning(text, *what, now - self._began, self._attempts)
 
     def _tell_end(self, session):
-        text, outage = "listening%s on %s at %s (database %s, backend pid %d), confirmed in %.1f ms%s", ""
+        text, outage = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s", ""
         if self._began is not None:
             outage = "; it took %.2f s and %d attempt(s)" % (time.monotonic() - self._began, self._attempts)
         again = " again" if outage and self._listened else ""
-        where = (", ".join(sorted(session.confirmed)), session.facts.address, self._database, session.facts.backend_pid)
-        _logger.info(text, again, *where, session.round_trip * 1000, outage)
-        self._began = None
-        self._told.clear()
-        self._listened = True
+        where = "at" if session.host_kind is None else "through", session.facts.address
+        what = (*where, self._database, session.facts.backend_pid, session.round_trip * 1000, outage)
+        _logger.info(text, again, ", ".join(sorted(session.confirmed)), *what)
+        self._began, self._told, self._listened = None, set(), True
 
 
 _last = {}

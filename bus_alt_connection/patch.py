@@ -13,12 +13,17 @@ On its way from PostgreSQL to Odoo's loop a notification passes::
 
     connection.Connection -> listener.Listener -> cursor.Feed
 
-and `supervisor.Supervisor` sees to it that none is missed. When all is well, the log has::
+and where the listener of another process has the connection, between the first two::
+
+    listener.Listener -> sharing.Host -> sharing.GuestSession
+
+`supervisor.Supervisor` sees to it that none is missed. When all is well, the log has::
 
     listeners go to db-01:5432, all other cursors to pgbouncer:6432
     listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms
 """
 
+import collections
 import functools
 import logging
 import os
@@ -27,15 +32,13 @@ import sys
 import threading
 import types
 
+import odoo
 import psycopg2
-from odoo import release, sql_db
-from odoo.tools import config
+from odoo import release, sql_db, tools
 
-from . import connection, settings
-from .catchup import Backlog
+from . import catchup, connection, log, settings, sharing
 from .cursor import ListeningCursor
 from .listener import DirectSession, Listener
-from .log import OutageLog
 from .supervisor import Supervisor
 
 _logger = logging.getLogger(__name__)
@@ -51,15 +54,15 @@ class _Process(object):
     """What this process has of listeners: at most one per database."""
 
     def __init__(self):
-        self.pid = os.getpid()
         self.lock = threading.Lock()
         self.supervisors = {}
         #: the databases that Odoo has worked on, where bus_bus may be
         self.databases = set()
-        self.backlog = Backlog(_open_ordinary)
+        self.backlog = catchup.Backlog(_open_ordinary)
 
 
-_process = None
+#: by pid: a fork has the listeners of its parent only by name
+_processes = collections.defaultdict(_Process)
 _options = None
 
 
@@ -69,11 +72,11 @@ def install():
     if _options is not None:
         return
     # To an earlier Odoo db_system means nothing, though it may be in odoo.conf.
-    _options = settings.read(os.environ, config.options, config.get("db_system") if _series() >= 19.1 else None)
+    db_system = tools.config.get("db_system") if _series() >= 19.1 else None
+    _options = settings.read(os.environ, tools.config.options, db_system)
     _report()
     original, original_info = sql_db.Connection.cursor, sql_db.connection_info_for
 
-    @functools.wraps(original_info)
     def connection_info_for(db_or_uri, *args, **kwargs):
         name, info = original_info(db_or_uri, *args, **kwargs)
         if _options.system_database and db_or_uri == "postgres":
@@ -81,7 +84,6 @@ def install():
             info["database"] = _options.system_database
         return name, info
 
-    @functools.wraps(original)
     def cursor(self, *args, **kwargs):
         code, dsn = _asking_code(), self.dsn
         listens, elsewhere = _says_listen(code), "dsn" in dsn
@@ -104,11 +106,7 @@ def supervisors():
 
 
 def _here():
-    global _process
-    if _process is None or _process.pid != os.getpid():
-        # A fork has the listeners of its parent only by name.
-        _process = _Process()
-    return _process
+    return _processes[os.getpid()]
 
 
 def _listening_cursor(database, ordinary):
@@ -119,11 +117,13 @@ def _listening_cursor(database, ordinary):
             cursor = ListeningCursor(supervisor.listener, database, ordinary)
             if supervisor.listener.add(cursor.connection):
                 return cursor
-        session = functools.partial(_direct_session, database)
-        listener = Listener(database, session, _stopping, OutageLog(database), _series())
+        direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
+        shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
+        outages = log.OutageLog(database)
+        listener = shared.listener = Listener(database, shared.connect, _stopping, outages, _series())
         cursor = ListeningCursor(listener, database, ordinary)
         listener.add(cursor.connection)
-        supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options)
+        supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options, shared.better)
         try:
             for one in (supervisor, listener):
                 threading.Thread(target=one.run, name="%s.%s" % (type(one).__module__, database), daemon=True).start()
@@ -176,12 +176,9 @@ def _asking_code():
 
 @functools.lru_cache(maxsize=4096)
 def _says_listen(code):
-    return any(
-        _LISTEN.match(constant)
-        if isinstance(constant, str)
-        else isinstance(constant, types.CodeType) and _says_listen(constant)
-        for constant in code.co_consts
-    )
+    texts = [one for one in code.co_consts if isinstance(one, str)]
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return any(map(_LISTEN.match, texts)) or any(map(_says_listen, inner))
 
 
 def _report():
@@ -193,11 +190,13 @@ def _report():
             _open_ordinary(_options.system_database).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
+    if _options.share and not sharing.POSSIBLE:
+        _logger.info("on this system no connection can be shared: each process that listens has its own")
     ordinary = settings.address(_ordinary("postgres"))
     if _options.configured and not _options.refused:
         direct = settings.address(_direct("postgres"))
         _logger.info("listeners go to %s, all other cursors to %s", direct, ordinary)
     elif not _options.refused:
-        text = "neither %s nor %s is set: listeners go to %s like all other cursors."
-        text += " If that is a pooler, set them to where PostgreSQL itself is"
-        _logger.warning(text, settings.HOST_OPTION, settings.PORT_OPTION, ordinary)
+        text = "neither IMDISPATCHER_DB_HOST nor IMDISPATCHER_DB_PORT is set: listeners go to %s like all other"
+        text += " cursors. If that is a pooler, set them to where PostgreSQL itself is"
+        _logger.warning(text, ordinary)

@@ -5,6 +5,8 @@
 import json
 
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
+# On which listeners that have heard nothing for long let each other hear something.
+HEARTBEAT_CHANNEL = "bus_alt_connection"
 
 
 def readable(payload, series):

@@ -25,13 +25,11 @@ from psycopg2 import extensions
 
 from .log import SECRETS
 
-DOCUMENTED = "IMDISPATCHER_"
-ALSO_READ = "ODOO_IMDISPATCHER_"
-HOST_OPTION, PORT_OPTION = "IMDISPATCHER_DB_HOST", "IMDISPATCHER_DB_PORT"
-
-# Seconds. A listener that no longer hears itself is found out within the first;
-# bus_bus is looked at every so often while nobody listens by the second.
-INTERVALS = {"check_interval": 60.0, "poll_interval": 5.0}
+# Of the options that are no keyword of libpq. Seconds within which a listener that no longer
+# hears itself is found out, and between two looks into bus_bus while nobody listens; and
+# whether the processes of a machine listen through one of them.
+DEFAULTS = {"check_interval": 60.0, "poll_interval": 5.0, "share": True}
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 # Any of these says where PostgreSQL is.
 PLACES = ("host", "hostaddr", "port", "service")
@@ -49,17 +47,15 @@ class Settings(object):
 
     ``connection``: libpq keyword -> value, as configured for listeners only;
     ``system_database``: for both ways, what stands for ``postgres``; None: nothing does;
-    ``check_interval`` and ``poll_interval``: seconds, 0 for off;
+    ``check_interval`` and ``poll_interval``: seconds, 0 for off; ``share``: a bool;
     ``errors`` and ``warnings``: what an operator has to be told, a line each, without
     any value; ``refused``: the names of the options for which nothing must connect.
     """
 
     def __init__(self):
         self.connection, self.system_database = {}, None
-        self.errors = []
-        self.warnings = []
-        self.refused = []
-        self.check_interval, self.poll_interval = INTERVALS["check_interval"], INTERVALS["poll_interval"]
+        self.errors, self.warnings, self.refused = [], [], []
+        vars(self).update(DEFAULTS)
 
     @property
     def configured(self):
@@ -102,13 +98,13 @@ def read(environ, options, db_system=None):
         problem = _problem(option, keyword, name, value)
         if keyword == "service" and undecided:
             problem = "may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB_SSLMODE."
-        if option in INTERVALS and problem:
-            settings.errors.append("%s %s Using %g" % (name, problem, INTERVALS[option]))
-        elif option in INTERVALS:
-            setattr(settings, option, float(value))
+        if problem and option in DEFAULTS:
+            settings.errors.append("%s %s Using %g" % (name, problem, DEFAULTS[option]))
         elif problem:
             settings.errors.append("%s %s No listener connects until that is mended" % (name, problem))
             settings.refused.append(name)
+        elif option in DEFAULTS:
+            setattr(settings, option, _SWITCH[value.lower()] if option == "share" else float(value))
         else:
             settings.connection[keyword] = value
     database = settings.connection.pop("dbname", None)
@@ -125,20 +121,20 @@ def address(parameters):
         return "service %s" % parameters["service"]
     hosts = str(place or "local socket").split(",")
     ports = str(parameters.get("port") or "5432").split(",")
-    ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
-    return ",".join("%s:%s" % (host, port or "5432") for host, port in zip(hosts, ports))
+    return ",".join("%s:%s" % (host, ports[index % len(ports)] or "5432") for index, host in enumerate(hosts))
 
 
 def _collect(environ, options, settings):
     """Return ``{option: (name as spelt, value)}``, options as ``db_host``."""
     found = {}
-    for prefix, source in ((DOCUMENTED, environ), (ALSO_READ, environ), (DOCUMENTED.lower(), options)):
-        for name, value in sorted((name, value) for name, value in source.items() if name.startswith(prefix)):
-            option = name[len(prefix) :].lower()
-            # Odoo writes an unset option as False, and reads it as such or as text.
+    for prefix, source in (("IMDISPATCHER_", environ), ("ODOO_IMDISPATCHER_", environ), ("imdispatcher_", options)):
+        for name in sorted(name for name in source if name.startswith(prefix)):
+            option, value = name[len(prefix) :].lower(), str(source[name])
             # Mounted files and templates leave blanks and line ends.
-            value = str(value or "").strip() if option[len("db_") :] not in SECRETS else str(value or "")
-            if not value or source is options and value in ("False", "None"):
+            if option[len("db_") :] not in SECRETS:
+                value = value.strip()
+            # Odoo writes an unset option as False.
+            if not value or source is options and value in ("False", "None") and option != "share":
                 continue
             used, known = found.setdefault(option, (name, value))
             if source is environ and known != value:
@@ -148,7 +144,9 @@ def _collect(environ, options, settings):
 
 def _problem(option, keyword, name, value):
     """Return what is wrong with an option and what to do, without its value; or None."""
-    if option in INTERVALS:
+    if option == "share":
+        return None if value.lower() in _SWITCH else "is no switch. Set it to 1 (on) or 0 (off)."
+    if option in DEFAULTS:
         # Not float(): that takes nan and inf.
         number = re.match(r"[0-9]*\.?[0-9]+(e[0-9])?\Z", value)
         return None if number and float(value) < 1e6 else "is not a number of seconds. Set it to 0 (off) or more."
@@ -174,7 +172,7 @@ def _problem(option, keyword, name, value):
 
 
 def _meant(option, name):
-    options = ["db_" + keyword for keyword in _USUAL.split()] + sorted(INTERVALS)
+    options = ["db_" + keyword for keyword in _USUAL.split()] + sorted(DEFAULTS)
     nearest = difflib.get_close_matches(option, options, n=1)
     if not nearest:
         return "is not an option. Unset it."

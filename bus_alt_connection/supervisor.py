@@ -13,21 +13,23 @@ under gevent): a pooler that hangs must not keep the listener from listening.
 import contextlib
 import logging
 import os
+import random
 import time
 import uuid
 
 import psycopg2
 from psycopg2.extensions import Notify
 
-from . import catchup, connection
-from .log import log_bug, rarely
-from .payload import BUS_CHANNEL, CRON_CHANNEL, quote, readable
+from . import catchup, connection, log
+from .payload import BUS_CHANNEL, CRON_CHANNEL, HEARTBEAT_CHANNEL, quote, readable
 
 _logger = logging.getLogger(__name__)
 
 # The modes, of which log, health and tests speak.
 #: What is sent arrives at once: it was tried. All is well.
 LISTENING = "listening"
+#: The same, by way of another process that listens.
+SHARED = "shared"
 #: What is sent arrives late, from looks into bus_bus, or is about to; scheduled actions
 #: start by Odoo's own timer. The server, or the way to it, is away: see the log.
 POLLING = "polling"
@@ -46,7 +48,7 @@ NEVER = float("inf")
 
 # The function is the one that Odoo itself sends with, since 14.0.
 NOTIFY = "SELECT %s(%%s, %%s)" % quote(os.environ.get("ODOO_NOTIFY_FUNCTION") or "pg_notify")
-_CHECK = NOTIFY + ", txid_current_snapshot()::text"
+_SNAPSHOT = "SELECT txid_current_snapshot()::text"
 _DATABASES = "SELECT array_agg(datname::text) FROM pg_database WHERE datallowconn AND NOT datistemplate"
 
 
@@ -55,15 +57,17 @@ class Supervisor(object):
 
     ``open_ordinary(database)`` returns a `connection.Connection` the ordinary way;
     ``databases``: a set, filled by others, of those that may hold a bus_bus; ``backlog``:
-    the `catchup.Backlog` of the process; ``options``: the `settings.Settings`.
+    the `catchup.Backlog` of the process; ``options``: the `settings.Settings`;
+    ``better(session)``: whether to give it up for another that is to be had.
     """
 
-    def __init__(self, listener, open_ordinary, databases, backlog, options):
+    def __init__(self, listener, open_ordinary, databases, backlog, options, better=lambda session: False):
         self.listener = listener
         self._open = open_ordinary
         self._databases = databases
         self._backlog = backlog
         self._options = options
+        self._better = better
         self._began = time.monotonic()
         self._in_force = None, frozenset()
         self._dropped = 0
@@ -71,6 +75,8 @@ class Supervisor(object):
         self._polling = False
         self._sender_works = True
         self._last_check = None
+        #: seconds between two looks at the way, or since something was heard; when the last look was; what it saw
+        self._span, self._looked, self._seen = NEVER, 0.0, None
 
     def run(self):
         """Do a `round` whenever something changes or is due. Raises nothing."""
@@ -89,10 +95,10 @@ class Supervisor(object):
 
     @property
     def mode(self):
-        """How notifications arrive: LISTENING, POLLING or DEAF."""
-        deaf_since = self.listener.deaf_since
+        """How notifications arrive: LISTENING, SHARED, POLLING or DEAF."""
+        deaf_since, session = self.listener.deaf_since, self.listener.session
         if deaf_since is None:
-            return LISTENING
+            return LISTENING if session is None or session.host_kind is None else SHARED
         if self._polling and (self._backlog.works or not self._with_bus()):
             return POLLING
         soon = time.monotonic() - deaf_since < GRACE
@@ -147,21 +153,34 @@ class Supervisor(object):
         return self._cron_due
 
     def _check(self, now):
-        """Send to ourselves; if it does not arrive, say why and have us reconnect."""
+        """See that what is sent arrives; if it does not, say why and have us reconnect.
+
+        What arrives anyway is as good as what we would send, and one that sends is enough
+        for all that listen: NOTIFY wakes every one of them.
+        """
         session, channels = self._in_force
         if session is None or not (channels or session.facts.pooled):
             return NEVER
+        first = session.confirmed != channels
+        if not first:
+            self._check_due = max(self._check_due, min(self._looked, session.heard_at) + self._span)
         if now < self._check_due:
             return self._check_due
         self._check_due = now + RETRY
         interval = self._options.check_interval and max(self._options.check_interval, SHORTEST_CHECK_INTERVAL)
         patience = min(CHECK_TIMEOUT, interval / 3 or CHECK_TIMEOUT)
-        token = uuid.uuid4().hex
+        token, leaked = uuid.uuid4().hex, []
+        self.listener.expect(token)
         try:
             with contextlib.closing(self._open(self.listener.database)) as ordinary:
                 facts, began = ordinary.examine(), time.monotonic()
-                _, snapshot = ordinary.row(_CHECK, (session.check_channel, token), columns=2)
-                leaked = [one for one in ordinary.receive() if one.payload == token]
+                snapshot = ordinary.row(_SNAPSHOT)[0]
+                elsewhere = (facts.started, facts.database) != (session.facts.started, session.facts.database)
+                sends = first or elsewhere or session.heard_at + 0.98 * self._span <= now
+                if sends:
+                    # At first to nobody else; a pooler may have kept the LISTEN of somebody on the other channel.
+                    ordinary.execute(NOTIFY, (session.check_channel if first else HEARTBEAT_CHANNEL, token))
+                    leaked = [one for one in ordinary.receive() if one.payload == token]
         except (psycopg2.Error, OSError) as error:
             if self._sender_works:
                 text = "can't tell whether the listener of database %s hears: sending fails: %s"
@@ -170,20 +189,27 @@ class Supervisor(object):
             self._sender_works = False
             return self._check_due
         self._sender_works = True
-        if not self.listener.hears(token, session, patience):
+        if sends and not self.listener.hears(session, patience):
             # What was lost meanwhile has told why.
             if self.listener.session is session:
                 direct = session.examined()
                 # Who says no LISTEN was handed the connection that we said it on.
                 direct = direct._replace(pooled=direct.pooled or bool(leaked))
-                self.listener.replace(session, connection.why_deaf(direct, facts))
+                self.listener.replace(session, log.DEAF, connection.why_deaf(direct, facts))
             return self._check_due
         self._last_check = time.monotonic()
-        self.listener.confirm(session, channels, self._last_check - began)
+        if sends:
+            self.listener.confirm(session, channels, self._last_check - began)
+        seen, self._seen = self._seen, (snapshot, now)
         if BUS_CHANNEL in channels and self._dropped == self.listener.dropped:
-            self._backlog.heard_up_to(snapshot, now)
-        # So that a verdict is there when the interval is over.
-        self._check_due = now + interval - patience - connection.PROBE_TIMEOUT if interval else NEVER
+            # What was there at the last look has been notified before what has been heard since.
+            self._backlog.heard_up_to(*(self._seen if sends else seen))
+        if not first and self._better(session):
+            self.listener.replace(session, log.MOVED, "there is a better one to listen through")
+        # So that a verdict is there when the interval is over; at random, so that one speaks first.
+        longest = interval - patience - connection.PROBE_TIMEOUT if interval else NEVER
+        self._looked, self._span = now, longest * random.uniform(0.9, 1)
+        self._check_due = min(now, session.heard_at) + self._span
         return self._check_due
 
     def _poll(self, now):
@@ -223,13 +249,13 @@ class Supervisor(object):
             _logger.debug("%s: %s", step.__name__, error)
         except Exception as error:
             # Better a supervisor with a bug than none.
-            log_bug(_logger, error)
+            log.log_bug(_logger, error)
         return now + RETRY
 
     def _give_missed(self, now):
         failed = self._backlog.pay(self._give, now)
         for database, (error, delay) in failed.items():
-            if delay == catchup.LONGEST_DELAY and rarely(("owed", database)):
+            if delay == catchup.LONGEST_DELAY and log.rarely(("owed", database)):
                 text = "can't look into bus_bus of database %s for what was missed: %s; trying again until it works"
                 _logger.warning(text, database, error)
         if failed:

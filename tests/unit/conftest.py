@@ -4,6 +4,7 @@ import socket
 import sys
 import threading
 import types
+import uuid
 
 import pytest
 
@@ -113,6 +114,8 @@ def odoo(monkeypatch):
         return db_or_uri, dict(own, database=db_or_uri, host="replica" if readonly else own["host"])
 
     own = {"host": "127.0.0.1", "port": 1, "user": "odoo", "password": "s3cret", "sslmode": "prefer"}
+    # Tests that run beside this one must not share with it.
+    own["fallback_application_name"] = uuid.uuid4().hex
     modules = {
         "sql_db": {
             "Connection": Connection,

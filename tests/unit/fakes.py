@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2.extensions import Notify
 
 from bus_alt_connection import catchup, connection
+from bus_alt_connection.listener import Session
 
 _PAST = 1000000  # microseconds, of the server's start
 
@@ -25,6 +26,7 @@ class FakeServer:
     :ivar pooled: whether a session says that there is a pooler in between
     :ivar deaf_pooler: what LISTEN says is heard by who sends, as behind a pooler in transaction mode
     :ivar seen_pooled: what a closer look tells of a session
+    :ivar sees_started, sees_database: what the ordinary way leads to; what is sent elsewhere is not heard here
     :ivar on_notify: called with each session that was given a notification
     :ivar now: for the dates of rows
     """
@@ -36,7 +38,7 @@ class FakeServer:
         self.away = set()
         self.pooled = self.seen_pooled = self.deaf_pooler = False
         self.started = self.sees_started = _PAST
-        self.database = "postgres"
+        self.database = self.sees_database = "postgres"
         self.asked = []
         self.rows = {}
         self.logins = []
@@ -77,7 +79,7 @@ class FakeServer:
     def notify(self, channel, payload):
         with self._lock:
             for session in list(self.sessions):
-                if channel in session.channels and not self._swallowing and not self.deaf_pooler:
+                if channel in session.channels and not (self._swallowing or session.deaf or self.deaf_pooler):
                     session.arrive(Notify(7, channel, payload))
                     self.on_notify(session)
 
@@ -103,8 +105,10 @@ class FakeServer:
         return "%d:%d:" % (self._xid + 1, self._xid + 1)
 
 
-class FakeSession:
-    """As :class:`bus_alt_connection.listener.DirectSession`."""
+class FakeSession(Session):
+    """As :class:`bus_alt_connection.listener.DirectSession`; ``deaf``: its path has died without a word."""
+
+    deaf = False
 
     def __init__(self, server):
         self._server = server
@@ -117,8 +121,6 @@ class FakeSession:
             version="15.3",
             started=server.started,
         )
-        self.channels = frozenset()
-        self.confirmed = self.round_trip = self.fault = None
         self.settled = self.closed = False
         self._arrived, self._lost = [], False
         self._ours, self._theirs = socket.socketpair()
@@ -183,12 +185,8 @@ class FakeOrdinary:
 
     def row(self, query, values=None, columns=1, timeout=None):
         server = self._server
-        if "pg_notify" in query:
-            server.sent.append(server.now)
-            if server.deaf_pooler:
-                self._leaked.append(Notify(7, *values))
-            row = ("", server._snapshot())
-            server.notify(*values)
+        if "snapshot()" in query and values is None:
+            row = (server._snapshot(),)
         elif "pg_database" in query:
             row = (sorted({"postgres", *server.rows}),)
         elif "to_regclass" in query:
@@ -212,7 +210,15 @@ class FakeOrdinary:
         return server._snapshot(), len(rows), sorted(found), []
 
     def execute(self, query, values=None, timeout=None):
-        assert re.match("BEGIN|COMMIT", query)
+        server = self._server
+        if "pg_notify" not in query:
+            assert re.match("BEGIN|COMMIT", query)
+            return
+        server.sent.append(server.now)
+        if server.deaf_pooler:
+            self._leaked.append(Notify(7, *values))
+        if server.sees_started == server.started and server.sees_database == server.database:
+            server.notify(*values)
 
     def examine(self):
         return connection.Facts(
@@ -220,7 +226,7 @@ class FakeOrdinary:
             backend_pid=200,
             pooled=True,
             standby=False,
-            database="postgres",
+            database=self._server.sees_database,
             version="15.3",
             started=self._server.sees_started,
         )
@@ -287,6 +293,13 @@ class Events:
         events = [self._events.get(timeout=5) for _ in kinds]
         assert [event.kind for event in events] == list(kinds)
         return events[-1]
+
+    def after(self, *kinds):
+        """Return the next event that is of none of these kinds."""
+        while True:
+            event = self._events.get(timeout=5)
+            if event.kind not in kinds:
+                return event
 
     def wait_for(self, kind):
         """Return the next event of that kind, however many others come before."""

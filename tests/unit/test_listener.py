@@ -7,12 +7,14 @@ import time
 
 import psycopg2
 import pytest
+from psycopg2 import extensions
 from psycopg2.extensions import Notify
 
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection.cursor import FEED_SIZE, Feed, ListeningCursor
-from bus_alt_connection.listener import Backoff, Listener
+from bus_alt_connection.listener import Backoff, DirectSession, Listener
 from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST
+from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from tests.unit.fakes import FakeFeed, connected
 
 
@@ -30,7 +32,7 @@ def test_notifications_come_to_the_feeds_of_their_channel(fake, events, listen):
     bus, cron = FakeFeed("imbus"), FakeFeed("cron_trigger")
     listener = listen(bus, cron)
     connected(listener)
-    assert listener.session.channels == {"imbus", "cron_trigger", listener.session.check_channel}
+    assert listener.session.channels == {"imbus", "cron_trigger", HEARTBEAT_CHANNEL, listener.session.check_channel}
     fake.notify("cron_trigger", "x")
     fake.notify("imbus", '["a"]')
     assert bus.get() == ("imbus", '["a"]')
@@ -59,7 +61,7 @@ def test_a_lost_session_is_replaced(fake, events, listen, what):
         event = events.expect(LOST)
         assert event.reason == "server closed the connection unexpectedly"
     else:
-        listener.replace(lost, "nothing comes")
+        listener.replace(lost, DEAF, "nothing comes")
         event = events.expect(DEAF)
         assert event.reason == "nothing comes"
     assert event.session is lost and lost.closed
@@ -75,7 +77,7 @@ def test_a_session_that_is_gone_is_not_replaced_again(fake, events, listen):
     fake.cut()
     events.expect(LOST)
     kept = connected(listener, lost)
-    listener.replace(lost, "late")
+    listener.replace(lost, DEAF, "late")
     listener.confirm(lost, frozenset(["imbus"]), 0.001)
     fake.notify("imbus", "[]")
     assert listener.session is kept and kept.confirmed is None
@@ -125,7 +127,7 @@ def test_behind_a_pooler_nothing_but_the_check_is_listened_to_before_it_is_confi
     assert listener.session.channels == {listener.session.check_channel}
     confirmed(listener, ())
     listener.wait_for_listen(feed, 5)
-    assert listener.session.channels == {"imbus", listener.session.check_channel}
+    assert listener.session.channels == {"imbus", HEARTBEAT_CHANNEL, listener.session.check_channel}
 
 
 def test_it_ends_with_its_last_feed(fake, events, listen):
@@ -250,7 +252,7 @@ def test_in_10_s_there_are_at_most_20_connects_to_who_cuts_every_session():
             backoff, now, connects = Backoff(), 0.0, 0
             while now < 10:
                 connects += 1
-                now += lasting + backoff.after(lasting)
+                now += lasting + backoff.after(lasting, lasting)
             assert connects <= 20
 
 
@@ -258,7 +260,7 @@ def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
     delays = []
     for _ in range(200):
         backoff = Backoff()
-        delays.append([backoff.after(None) for _ in range(20)])
+        delays.append([backoff.after(None, 0.0) for _ in range(20)])
     for number, longest in ((0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2), (6, 5), (19, 5)):
         nth = [one[number] for one in delays]
         assert longest / 2 <= min(nth) < longest * 0.6
@@ -268,11 +270,19 @@ def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
 def test_only_a_session_that_outlived_the_longest_delay_is_replaced_at_once():
     backoff = Backoff()
     for _ in range(10):
-        backoff.after(0.1)
-    assert backoff.after(4.9) >= 0
-    assert backoff.after(0.0) >= 2.5
-    assert backoff.after(5.1) == 0
-    assert backoff.after(None) <= 0.1
+        backoff.after(0.1, 0.1)
+    assert backoff.after(4.9, 4.9) >= 0
+    assert backoff.after(0.0, 0.0) >= 2.5
+    assert backoff.after(5.1, 5.1) == 0
+    assert backoff.after(None, 0.0) <= 0.1
+
+
+def test_what_an_attempt_takes_is_part_of_the_delay():
+    """It is an interval between connects: who waited for a dead host until the deadline has waited enough."""
+    backoff = Backoff()
+    delays = [backoff.after(None, 3.0) for _ in range(20)]
+    assert delays[:5] == [0] * 5
+    assert all(delay <= 2 for delay in delays) and any(delays)
 
 
 def test_a_token_that_is_already_there_counts(fake, events, listen):
@@ -282,24 +292,29 @@ def test_a_token_that_is_already_there_counts(fake, events, listen):
     feed.put = lambda notifications: busy.wait(5)
     listener = listen(feed)
     session = connected(listener)
+    listener.expect("token")
     fake.notify("imbus", '["a"]')
-    fake.notify(listener.session.check_channel, "token")
+    fake.notify(session.check_channel, "token")
     threading.Timer(0.3, busy.set).start()
-    assert listener.hears("token", session, 0.1)
+    assert listener.hears(session, 0.1)
 
 
 def test_a_token_counts_for_its_session_only(fake, events, listen):
     listener = listen(FakeFeed("imbus"))
     first = connected(listener)
-    fake.notify(listener.session.check_channel, "token")
-    assert listener.hears("token", first, 5)
-    assert not listener.hears("token", first, 0.05)
+    listener.expect("token")
+    fake.notify(first.check_channel, "token")
+    assert listener.hears(first, 5)
+    listener.expect("another")
+    fake.notify(first.check_channel, "token")
+    assert not listener.hears(first, 0.05)
     fake.cut()
     events.expect(LOST)
-    connected(listener)
-    fake.notify(listener.session.check_channel, "other")
+    second = connected(listener)
+    listener.expect("other")
+    fake.notify(second.check_channel, "other")
     began = time.monotonic()
-    assert not listener.hears("other", first, 5)
+    assert not listener.hears(first, 5)
     assert time.monotonic() - began < 1
 
 
@@ -320,7 +335,7 @@ def test_nobody_waits_for_who_is_told(fake, events, listen):
     connected(listener)
     confirmed(listener)
     events.expect(CONFIRMED)
-    listener.replace(listener.session, "nothing comes")
+    listener.replace(listener.session, DEAF, "nothing comes")
     events.expect(DEAF)
     connected(listener)
     fake.refuse()
@@ -415,3 +430,79 @@ def test_a_feed_that_was_forgotten_ends_the_listener(fake, events):
     assert listener.closed
     listener.run()
     assert not fake.connects
+
+
+# LISTEN on a server
+
+
+class ServersError(psycopg2.OperationalError):
+    """What psycopg2 raises; there it can't be made with a code of the server's."""
+
+    def __init__(self, text, pgcode=None):
+        super().__init__(text)
+        self._pgcode = pgcode
+
+    pgcode = property(lambda self: self._pgcode)
+
+
+class FakeConnection:
+    """As of psycopg2; ``errors``: those of the next LISTENs, None: of none."""
+
+    def __init__(self, errors):
+        self.errors, self.asked = list(errors), []
+        self.notices, self.description = [], None
+        self.cursor = lambda: self
+        self.poll = lambda: extensions.POLL_OK
+
+    def execute(self, query, values=None):
+        self.asked.append(query)
+        error = self.errors.pop(0) if self.errors and query.startswith("LISTEN") else None
+        if error:
+            raise error
+
+
+def direct_session(*errors):
+    session = DirectSession.__new__(DirectSession)
+    session.parameters, session._cnx = {"password": "s3cret"}, FakeConnection(errors)
+    return session
+
+
+GONE = 'could not access status of transaction 1\nDETAIL:  Could not open file "pg_xact/0000": No such file'
+
+
+def test_listen_is_said_in_one_statement(logged):
+    session = direct_session()
+    session.listen(frozenset(["imbus", 'a"b']))
+    session.listen(frozenset(["cron_trigger", "imbus"]))
+    assert session._cnx.asked == ['LISTEN "a""b"; LISTEN imbus', 'LISTEN cron_trigger; LISTEN imbus; UNLISTEN "a""b"']
+    assert session.channels == {"cron_trigger", "imbus"}
+    assert not logged()
+
+
+def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
+    session = direct_session(ServersError(GONE, "58P01"))
+    session.listen(frozenset(["imbus"]))
+    assert session._cnx.asked == ["LISTEN imbus", "SELECT pg_notification_queue_usage()", "LISTEN imbus"]
+    assert session.channels == {"imbus"}
+    (line,) = logged("kept LISTEN from working")
+    assert "could not access status of transaction 1" in line and "update the server" in line
+    # And no more of it.
+    session.listen(frozenset(["imbus", "more"]))
+    assert len(session._cnx.asked) == 4 and len(logged("kept LISTEN")) == 1
+
+
+@pytest.mark.parametrize("code", [None, "58P02", "42501", "57P01"])
+def test_any_other_error_of_listen_is_the_end_of_the_session(logged, code):
+    session = direct_session(ServersError("no way for s3cret\nHINT: none", code))
+    with pytest.raises(psycopg2.OperationalError) as raised:
+        session.listen(frozenset(["imbus"]))
+    assert str(raised.value) == "no way for ***" and raised.value.sqlstate == code
+    assert session._cnx.asked == ["LISTEN imbus"] and session.channels == frozenset()
+    assert not logged()
+
+
+def test_so_is_one_that_tidying_up_does_not_mend():
+    session = direct_session(ServersError(GONE, "58P01"), ServersError(GONE, "58P01"))
+    with pytest.raises(psycopg2.OperationalError):
+        session.listen(frozenset(["imbus"]))
+    assert len(session._cnx.asked) == 3 and session.channels == frozenset()

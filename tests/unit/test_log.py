@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from bus_alt_connection import log
-from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST, Event, OutageLog, log_bug, rarely, redact
+from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST, MOVED, Event, OutageLog, log_bug, rarely, redact
 
 SESSION = SimpleNamespace(
     facts=SimpleNamespace(address="db-01:5432", backend_pid=42),
+    host_kind=None,
     confirmed={"imbus", "cron_trigger"},
     round_trip=0.0012,
 )
@@ -103,6 +104,29 @@ def test_what_an_operator_has_to_mend_is_an_error_once(told, clock):
     assert told(DEAF, SESSION, "another server")[0] == "ERROR"
     told(CONFIRMED, SESSION)
     assert told(DEAF, SESSION, "is a pooler") == pooler
+
+
+def test_a_move_is_no_outage(told, clock):
+    told(CONFIRMED, SESSION)
+    moves = "INFO", "the listener of database postgres moves: there is a better one"
+    assert told(MOVED, SESSION, "there is a better one") == moves
+    clock.now += 3
+    facts = SimpleNamespace(address="process 7 at db-01:5432", backend_pid=42)
+    guest = SimpleNamespace(**dict(vars(SESSION), facts=facts, host_kind=0))
+    told_of_guest = LISTENING.replace("at db-01", "through process 7 at db-01")
+    assert told(CONFIRMED, guest) == ("INFO", "listening " + told_of_guest)
+
+
+def test_a_move_does_not_end_an_outage(told, clock):
+    told(CONFIRMED, SESSION)
+    told(LOST, SESSION, "lost")
+    clock.now += 1
+    assert told(MOVED, None, "process 7 is gone")[0] == "INFO"
+    clock.now += 1
+    assert told(FAILED, None, "refused") is None
+    clock.now += 1
+    # A move is none of its attempts.
+    assert told(CONFIRMED, SESSION)[1].endswith("; it took 3.00 s and 2 attempt(s)")
 
 
 # Bugs

@@ -278,6 +278,44 @@ def test_an_interval_that_is_wrong_is_named_and_does_no_harm(name, value, messag
     assert found.parameters({"dbname": "postgres"})["dbname"] == "postgres"
 
 
+SHARE, CONF_SHARE = "IMDISPATCHER_SHARE", "imdispatcher_share"
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "share"),
+    [
+        ({}, {}, True),
+        ({SHARE: "0"}, {}, False),
+        ({SHARE: " False\n"}, {}, False),
+        ({SHARE: "1"}, {}, True),
+        ({SHARE: "TRUE"}, {}, True),
+        ({"ODOO_" + SHARE: "0"}, {}, False),
+        ({SHARE: "1"}, {CONF_SHARE: "0"}, True),
+        ({SHARE: "0"}, {CONF_SHARE: "1"}, False),
+        ({SHARE: ""}, {CONF_SHARE: "0"}, False),
+        # As Odoo reads it.
+        ({}, {CONF_SHARE: False}, False),
+        ({}, {CONF_SHARE: "False"}, False),
+        ({}, {CONF_SHARE: "false"}, False),
+        ({}, {CONF_SHARE: True}, True),
+        ({}, {CONF_SHARE: "True"}, True),
+    ],
+)
+def test_sharing_is_switched_off_in_each_spelling(environ, options, share):
+    found = settings.read(environ, options)
+    assert found.share is share
+    assert found.errors == found.warnings == found.refused == []
+
+
+@pytest.mark.parametrize(
+    "name, value", [(SHARE, "off"), ("ODOO_" + SHARE, "2"), (CONF_SHARE, "perhaps"), (SHARE, "None"), (SHARE, "-1")]
+)
+def test_a_switch_that_is_wrong_is_named_and_does_no_harm(name, value):
+    found = settings.read({} if name.islower() else {name: value}, {name: value} if name.islower() else {})
+    assert found.errors == ["%s is no switch. Set it to 1 (on) or 0 (off). Using 1" % name]
+    assert found.refused == [] and found.share is True
+
+
 def test_all_that_is_wrong_is_named():
     wrong = {
         "IMDISPATCHER_DB_SSLMODE": "requires",
