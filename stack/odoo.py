@@ -1,5 +1,6 @@
 """A real Odoo server."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -139,12 +140,14 @@ class Odoo(Process):
         found = Processes(self.pid, [], [], None)
         for child in psutil.Process(self.pid).children():
             kind = kinds.get(child.pid)
-            if kind == "HTTP":
-                found.http.append(child.pid)
-            elif kind == "Cron":
-                found.cron.append(child.pid)
-            elif "gevent" in child.cmdline():
-                found = found._replace(gevent=child.pid)
+            # One that has just ended has no command line any more.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if kind == "HTTP":
+                    found.http.append(child.pid)
+                elif kind == "Cron":
+                    found.cron.append(child.pid)
+                elif "gevent" in child.cmdline():
+                    found = found._replace(gevent=child.pid)
         return found
 
     def _write_configuration(self):

@@ -1,6 +1,7 @@
 """PostgreSQL, PgBouncer and Odoo, put together."""
 
 import contextlib
+import copy
 import re
 from pathlib import Path
 
@@ -103,24 +104,34 @@ class Stack:
                 self.proxy = exits.enter_context(Proxy(place, **self._proxy_options))
             if self._with_pooler:
                 self.pooler = exits.enter_context(PgBouncer(self.server, **self._pooler_options))
-            self.odoo = exits.enter_context(
-                Odoo(
-                    self.build,
-                    self.pooler or self.server,
-                    self.database,
-                    self._workers,
-                    self._addon,
-                    environment=self._odoo_environment(),
-                    filestore=archives["filestore"],
-                    **self._odoo_options,
-                )
-            )
+            first = self._new_odoo(self._addon, self._odoo_environment(), filestore=archives["filestore"])
+            self.odoo = exits.enter_context(first)
             self._sender = exits.enter_context(contextlib.closing(self.sender()))
             self._exits = exits.pop_all()
         return self
 
     def __exit__(self, *exception):
         self._exits.close()
+
+    @contextlib.contextmanager
+    def another(self, addon=None, **variables):
+        """Run another Odoo beside the first, with its servers, database and data; yields this stack as that one has it.
+
+        :param addon: in place of that of the first
+        :param variables: of its environment, in addition to those of the first
+        """
+        with contextlib.ExitStack() as exits:
+            other = copy.copy(self)
+            other.odoo = self._new_odoo(addon or self._addon, {**self.odoo.variables, **variables})
+            other.odoo.conf["data_dir"] = self.odoo.folder / "data"
+            other._exits = exits
+            with other.odoo:
+                yield other
+
+    def _new_odoo(self, addon, environment, **options):
+        through = self.pooler or self.server
+        options.update(self._odoo_options)
+        return Odoo(self.build, through, self.database, self._workers, addon, environment=environment, **options)
 
     def _odoo_environment(self):
         given = dict(self._environment(self) if callable(self._environment) else self._environment or {})
@@ -141,16 +152,18 @@ class Stack:
 
     # Clients and messages
 
-    def client(self, channels=("tests",), last=None, listening=True):
+    def client(self, channels=("tests",), last=None, listening=True, odoo=None):
         """Return a client, logged in and subscribed; its ``close`` is called at the end of the stack at the latest.
 
         :param channels: names to subscribe to, may be none
         :param last: id of the last row of bus_bus that it is to know; default: the last there is
         :param listening: wait until Odoo's LISTEN is in force
+        :param odoo: another one on the same database than that of the stack
         """
+        odoo = odoo or self.odoo
         client = client_class(self.series)(
-            self.odoo.http_url,
-            self.odoo.event_url,
+            odoo.http_url,
+            odoo.event_url,
             self.database,
             websocket_version=self.build.websocket_version,
         )

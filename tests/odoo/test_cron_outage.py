@@ -10,6 +10,7 @@ from stack.database import DATABASE
 from stack.odoo import series_number
 from stack.stack import Stack
 from stack.waiting import wait_until
+from tests.support.cron import who_looked_for_jobs
 
 ANOTHER = "another"
 # Much less than the minute after which cron looks for jobs without being told.
@@ -99,13 +100,10 @@ def wait_until_confirmed(stack, mark, what="listening"):
     wanted = stack.odoo.conf["max_cron_threads"] if stack.odoo.workers else 1
 
     def confirmed():
-        return len(re.findall(what + " on cron_trigger at .* confirmed", stack.odoo.log_since(mark))) >= wanted
+        pattern = r"^\S+ \S+ (\d+) .*" + what + r" on cron_trigger (?:through process \d+ )?at .* confirmed"
+        return len(set(re.findall(pattern, stack.odoo.log_since(mark), re.MULTILINE))) >= wanted
 
     wait_until(confirmed, 15, "%d of %r" % (wanted, what), 0.05, stack.odoo.log_tail)
-
-
-def who_looked_for_jobs(stack, mark):
-    return set(re.findall(r"(cron\d+|WorkerCron \(\d+\)) polling for jobs", stack.odoo.log_since(mark)))
 
 
 @pytest.mark.matrix

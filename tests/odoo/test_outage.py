@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import resource
 import threading
 import time
 
@@ -11,6 +10,7 @@ import pytest
 from bus_alt_connection.listener import LONGEST_DELAY
 from stack.stack import Stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
+from tests.support.descriptors import out_of_descriptors
 from tests.support.flow import flowing
 
 #: seconds until what was sent in an outage is there; the addon itself waits up to 5 before it tries again
@@ -62,7 +62,8 @@ def test_twenty_lost_connections_cost_no_message(stack, client):
             pid = stack.wait_for_listen(since=server_mark)
             wait_until_confirmed(stack, mark)
     lost = LOST + "FATAL:  terminating connection due to administrator command "
-    assert [(found.level, found.message[: len(lost)]) for found in troubles(stack, begin)] == [("WARNING", lost)] * 20
+    found = [(one.level, one.message[: len(lost)]) for one in troubles(stack, begin, bus_pid(stack))]
+    assert found == [("WARNING", lost)] * 20
     assert "Traceback" not in stack.odoo.log_since(begin)
 
 
@@ -270,17 +271,6 @@ def test_a_path_that_cuts_at_the_first_notification_meets_no_storm(stack, client
     wait_until_confirmed(stack, mark, 15)
     stack.send(client.channel, "after")
     client.wait_for("after", SOON)
-
-
-@contextlib.contextmanager
-def out_of_descriptors(pid):
-    """Let a process open nothing more; what it has open stays so."""
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

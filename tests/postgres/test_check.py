@@ -358,7 +358,7 @@ class LazyPooler:
 class LazilyPooled(connection.Connection):
     def __init__(self, pooler, parameters):
         self.parameters = parameters
-        self._pooler, self._heard, self._cnx = pooler, [], None
+        self._pooler, self._heard = pooler, []
 
     def execute(self, query, values=None, timeout=0):
         if "pg_notify" in query:
@@ -370,6 +370,9 @@ class LazilyPooled(connection.Connection):
     def receive(self):
         heard, self._heard = self._heard, []
         return heard
+
+    def close(self):
+        pass
 
     def examine(self):
         return connection.Facts("lazy:6432", 1, False, False, "postgres", "15.18", 1)

@@ -31,7 +31,7 @@ class Feed:
 
 @contextlib.contextmanager
 def listening(server, through, settings):
-    """A listener with its supervisor in this very process; yields the former once it is confirmed."""
+    """A listener with its supervisor in this very process; yields the former, and its feed, once it is confirmed."""
 
     def ordinary(dbname):
         return connection.connect(libpq_parameters(server, dbname))
@@ -47,18 +47,22 @@ def listening(server, through, settings):
         threading.Thread(target=one.run, daemon=True).start()
     try:
         wait_until(lambda: listener.deaf_since is None, 10, "the first check")
-        yield listener
+        yield listener, feed
     finally:
         listener.remove(feed)
 
 
-def seconds_until_dropped(settings, deadline, stop=None):
-    """Swallow the path of a new listener right after its first check, when the next is furthest."""
+def seconds_until_dropped(settings, deadline, stop=None, then=lambda listener, feed: None):
+    """Swallow the path of a new listener right after its first check, when the next is furthest, and do what follows.
+
+    :return: seconds from then on until the listener has given it up
+    """
     with PostgreSQL() as server, Proxy((server.host, server.port)) as proxy:
-        with listening(server, proxy, settings) as listener:
+        with listening(server, proxy, settings) as (listener, feed):
             session = listener.session
             proxy.swallow()
             began = time.monotonic()
+            then(listener, feed)
 
             def dropped():
                 return listener.session is not session or stop and stop.is_set()
@@ -71,6 +75,16 @@ def test_a_silent_path_is_noticed_within_the_configured_interval():
     settings = Settings()
     settings.check_interval = 3.0
     assert seconds_until_dropped(settings, 20) < 4
+
+
+def test_a_listen_on_a_silent_path_does_not_keep_a_listener_from_giving_it_up():
+    settings = Settings()
+    settings.check_interval = 3.0
+
+    def want_more(listener, feed):
+        listener.listen(feed, feed.channels | {"tests"})
+
+    assert seconds_until_dropped(settings, 20, then=want_more) < 4.5
 
 
 @in_background

@@ -7,7 +7,7 @@ from stack.waiting import wait_until
 
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\d+) ([A-Z]+) \S+ (\S+?): (.*)", re.MULTILINE)
 _ADDON = "odoo.addons.bus_alt_connection."
-_CONFIRMED = re.compile(r"listening( again)? on [^(]*\bimbus at .*, confirmed in [\d.]+ ms")
+_CONFIRMED = re.compile(r"listening( again)? on [^(]*\bimbus( through process \d+)? at .*, confirmed in [\d.]+ ms")
 
 
 class Record(NamedTuple):

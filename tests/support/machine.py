@@ -1,0 +1,136 @@
+"""Odoos beside each other on one machine, whose listening processes share a connection."""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+from stack.odoo import series_number
+from stack.waiting import wait_until
+from tests.support.addonlog import bus_pid, records
+from tests.support.cron import who_looked_for_jobs
+
+_LISTENS = re.compile(r"listening(?: again)? on [^(]*?(?: through process (\d+))? at \S+ \(database postgres, ")
+_ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres moves")
+_NAME = "@bus_alt_connection/"
+
+
+class Machine:
+    """Several Odoos with one user, one configuration and one series.
+
+    :param stacks: one for each, see ``Stack.another``
+    """
+
+    def __init__(self, *stacks):
+        self.stacks = stacks
+
+    def start(self):
+        """Start those Odoos that do not run, or of which some process does not answer."""
+        for stack in self.stacks:
+            if not stack.odoo.running:
+                stack.odoo.start()
+        for stack in self.stacks:
+            wait_until(stack.odoo.is_up, 60, "all of Odoo to answer", 0.1, stack.odoo.log_tail)
+
+    def listeners(self, bus=True):
+        """Return the stack of each process that listens, by its id.
+
+        :param bus: whether there are clients, without which the bus does not listen
+        """
+        found = {}
+        for stack in self.stacks:
+            if not stack.odoo.running:
+                continue
+            with_cron = series_number(stack.series) >= 15
+            if bus or with_cron and not stack.odoo.workers:
+                found[bus_pid(stack)] = stack
+            if with_cron:
+                found.update((pid, stack) for pid in stack.odoo.processes().cron)
+        return found
+
+    def ways(self, first=False, **options):
+        """Return the process through which each of :meth:`listeners` does: it itself, or its host; None: it does not.
+
+        It is known by the log, where each says it once it has heard itself.
+
+        :param first: not the last that it said, but the first
+        """
+        said = {}
+        for stack in self.stacks:
+            for one in records(stack):
+                listens = _LISTENS.match(one.message)
+                if listens or _ENDS.match(one.message):
+                    said.setdefault(one.pid, []).append(listens and int(listens[1] or one.pid))
+        return {pid: said.get(pid, [None])[0 if first else -1] for pid in self.listeners(**options)}
+
+    def settle(self, lasting=0.0, deadline=20.0, **options):
+        """Wait until all listen through one and the same process, and PostgreSQL has no other listener; return its id.
+
+        :param lasting: seconds for which nothing has changed before
+        """
+        seen = [None, 0.0]
+
+        def settled():
+            now, ways = time.monotonic(), self.ways(**options)
+            if ways != seen[0]:
+                seen[:] = ways, now
+            hosts = set(ways.values())
+            if len(hosts) != 1 or not hosts <= set(ways) or self.connected() != hosts:
+                return None
+            return now - seen[1] >= lasting and hosts.pop()
+
+        def tail():
+            lines = ["%s through %s" % way for way in self.ways(**options).items()]
+            lines += ["connected: %s" % sorted(self.connected())]
+            return "\n".join(lines + [stack.odoo.log_tail() for stack in self.stacks])
+
+        return wait_until(settled, deadline + lasting, "all to listen through one", 0.1, tail)
+
+    def trigger_cron(self, deadline=10.0):
+        """Have Odoo's cron triggered; returns when all that listen for it have looked for jobs."""
+        marks = {stack: stack.odoo.log_mark() for stack in self.stacks if stack.odoo.running}
+        first = self.stacks[0]
+        if series_number(first.series) < 15:
+            return
+
+        def looked():
+            wanted = first.odoo.conf["max_cron_threads"]
+            return all(len(who_looked_for_jobs(stack, mark)) == wanted for stack, mark in marks.items())
+
+        with contextlib.closing(first.sender()) as sender:
+            sender.notify(first.database, "cron_trigger")
+        wait_until(looked, deadline, "all of cron to look for jobs", 0.05)
+
+    def connected(self):
+        """Return the ids of the processes that have a direct connection, by what PostgreSQL says."""
+        names = [row.application_name for row in self.stacks[0].direct_connections()]
+        pids = [int(re.match(r"odoo-listener-(\d+)$", name)[1]) for name in names]
+        assert len(pids) == len(set(pids)), "one has several: %s" % names
+        return set(pids)
+
+
+def sharing_socket(pid):
+    """Return the name of the socket at which a process is a host, and the number of its guests; None: it is none."""
+    own = set()
+    for path in Path("/proc/%d/fd" % pid).iterdir():
+        try:
+            own.add(os.readlink(path))
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if _NAME in line]
+    ours = [line for line in lines if "socket:[%s]" % line[6] in own]
+    # It keeps its name on both ends, of a guest as well; one that listens has a flag, one that is connected state 3.
+    hosts = [line[7] for line in ours if line[3] == "00010000"]
+    if not hosts:
+        return None
+    return hosts[0], sum(line[5] == "03" and line[7] == hosts[0] for line in ours)
+
+
+def connect(name):
+    """Return a socket that is connected to the host at ``name``, of which nothing was said or read yet."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(10)
+    sock.connect(name.replace("@", "\0", 1))
+    return sock
