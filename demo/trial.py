@@ -18,6 +18,8 @@ PACE = 0.1
 PATIENCE = 5.0
 # Seconds for Odoo to carry out its LISTEN, before anything is sent.
 _LISTEN_DEADLINE = 10.0
+# Seconds for all that listen to find the best one to do it for all of them.
+_SETTLE_DEADLINE = 15.0
 
 
 class Connections(NamedTuple):
@@ -49,10 +51,11 @@ class Facts(NamedTuple):
     log: list  # the addon's own lines, (level, logger, text)
 
 
-def measure(stack, tell):
+def measure(stack, tell, shares):
     """Return the :class:`Facts` for a running stack.
 
     :param tell: function that is given lines on how it goes
+    :param shares: whether its processes are to settle on one direct connection, which is waited for
     """
     known = stack.last_id()
     client = stack.client(last=known, listening=False)
@@ -66,6 +69,11 @@ def measure(stack, tell):
     _arrive(client, len(sent), PATIENCE)
     in_time = {received.id: received.at for received in reversed(client.received)}
     tell("%d of %d arrived" % (len(in_time), len(sent)))
+    if shares and len(_listeners(stack)) > 1:
+        tell("waiting for the processes to settle on one direct connection ...")
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: len(stack.direct_connections()) == 1, _SETTLE_DEADLINE)
+        listens = _wait_for_listens(stack)
     connections = _connections(stack)
 
     if len(in_time) < len(sent):
