@@ -13,12 +13,15 @@ import sys
 import time
 import traceback
 
-from . import burst, connections, cost, latency, outage, plots, report, scale, versions
+from . import burst, connections, cost, flood, latency, listeners, outage, plots, report, scale, sharing, versions
 
 PARTS = {
     "latency": latency,
+    "sharing": sharing,
     "outage": outage,
     "connections": connections,
+    "flood": flood,
+    "listeners": listeners,
     "burst": burst,
     "cost": cost,
     "scale": scale,
@@ -28,7 +31,7 @@ PARTS = {
 def main():
     parser = argparse.ArgumentParser(prog="make bench", description="Measure the addon and its alternatives.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="of: " + ", ".join(PARTS))
-    parser.add_argument("--quick", action="store_true", help="few samples, in 2 to 3 minutes: see that it works")
+    parser.add_argument("--quick", action="store_true", help="few samples, in 5 minutes: see that it works")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:

@@ -1,6 +1,7 @@
 """Processes beside the one that measures; each ends when its standard input does."""
 
 import contextlib
+import json
 import subprocess
 import sys
 
@@ -20,6 +21,25 @@ def start(module, *arguments):
     )
     guard.watch(process.pid)
     return process
+
+
+def ask(process, question):
+    """Return what the process answers to ``question``; both are dictionaries, and it uses :func:`answer`.
+
+    :raise RuntimeError: it has ended
+    """
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("the process %s has ended" % process.args[2])
+    return json.loads(line)
+
+
+def answer(what):
+    """Answer, in the process that was asked."""
+    print(json.dumps(what), flush=True)
 
 
 def end(process):

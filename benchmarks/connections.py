@@ -5,13 +5,11 @@ import contextlib
 import re
 import threading
 
-from stack.clients import WebsocketClient
 from stack.commands import run as run_program
-from stack.odoo import Odoo
 from stack.stack import ADDON
 from stack.system import ensure_packages
 
-from .contenders import new_stack, oca_addon
+from .contenders import SOON, another_odoo, new_stack, settle, start_together
 
 HOW = """\
 Odoo 19.0, prefork: 10 HTTP workers, gevent with one websocket, 2 cron workers for each instance; all instances on one
@@ -20,7 +18,10 @@ database something that takes it 5 ms, one of five sends on the bus. Connections
 clients but the measuring one, the most that were seen while the load lasted; direct are those that do not come from
 PgBouncer. Requests per second are the sum of all instances. PgBouncer's default_pool_size is 10 but where another is
 named. (d) gives the database postgres a pool of 400, since with 10 the eleventh of those that listen would wait
-for ever. All instances share the CPUs of one machine: more of them serve no more requests."""
+for ever. With this addon all instances share a direct connection, the listeners of all being of one user; or those of
+each instance have a user of the database of their own, and share one for each; or they have IMDISPATCHER_SHARE=0. The
+load begins when they have settled, for which they check themselves each 5 s. No scheduled action is due. All instances
+share the CPUs of one machine: more of them serve no more requests."""
 
 _WORKERS = 10
 _CRON = 2
@@ -29,16 +30,20 @@ _WARM_UP = 3
 _LOAD = ADDON / "benchmarks" / "load.lua"
 _OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
 _MODULE = "other_listeners"
+# The contenders with the addon, and how many direct connections so many instances are to settle on.
+_DIRECT = {"e": lambda count: 1, "e-users": lambda count: count, "e-own": lambda count: count * (1 + _CRON)}
 
 
 def run(quick, tell):
     ensure_packages("wrk")
     instances = (1,) if quick else (1, 2, 4, 8)
     seconds = 3 if quick else 5
-    for key in ("a", "e") if quick else ("a", "d", "e"):
+    for key in ("a", "e") if quick else ("a", "d", *_DIRECT):
         figures = {}
         try:
-            for name, found in _measure(key, instances, (2,) if quick else (2, 4), seconds, tell):
+            # What users of their own come to needs no curve.
+            counts = instances[-1:] if key == "e-users" else instances
+            for name, found in _measure(key, counts, (2,) if quick else (2, 4), seconds, tell):
                 figures[name] = found
         except Exception as error:  # what there is so far is worth keeping
             figures["failed"] = "%s: %s" % (type(error).__name__, str(error).split("\n")[0])
@@ -47,18 +52,23 @@ def run(quick, tell):
 
 def _measure(key, instances, small_pools, seconds, tell):
     pools = small_pools if key == "e" else ()
+    ours = key in _DIRECT
     stack = new_stack(
         key,
         "19.0",
         workers=_WORKERS,
-        conf=_conf(key),
-        load="base,rpc,web,%s%s" % (_MODULE, "" if key in "abd" else ",bus_alt_connection"),
+        conf={"addons_path": ",".join(map(str, [ADDON, _OTHER_ADDONS][not ours :])), "max_cron_threads": _CRON},
+        load="base,rpc,web,%s%s" % (_MODULE, ",bus_alt_connection" if ours else ""),
+        environment=SOON if ours else None,
+        # Each cron worker that is at a job holds one connection and wants another: too many for the smallest pool.
+        jobs=False,
         pooler_settings={"default_pool_size": pools[0]} if pools else None,
     )
     with contextlib.ExitStack() as exits:
         exits.enter_context(stack)
         odoos = [stack.odoo]
-        exits.enter_context(_client(stack, stack.odoo))
+        # It has the gevent process listen.
+        stack.client(["load"], listening=False)
         _load(odoos, _WARM_UP)
         # From small to large, since a pool does not shrink at once.
         for size in pools:
@@ -71,44 +81,23 @@ def _measure(key, instances, small_pools, seconds, tell):
             stack.pooler.reload()
         for count in instances:
             tell("%s: %d instance(s)" % (key, count))
-            more = [_another(stack) for _ in range(count - len(odoos))]
+            numbers = range(len(odoos), count)
+            more = [another_odoo(stack, _user(stack, number) if key == "e-users" else None) for number in numbers]
+            odoos += start_together(more, exits)
             for odoo in more:
-                exits.callback(odoo.close)
-            with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                odoos += pool.map(Odoo.start, more)
-            for odoo in more:
-                exits.enter_context(_client(stack, odoo))
+                stack.client(["load"], listening=False, odoo=odoo)
             # Workers load what they need with their first request.
             _load(odoos, _WARM_UP)
+            if ours:
+                settle(stack, _DIRECT[key](count))
             yield "%d instances" % count, _under_load(stack, odoos, seconds)
 
 
-def _conf(key):
-    addons = {"c": [oca_addon("19.0")] if key == "c" else [], "e": [ADDON]}.get(key, [])
-    return {"addons_path": ",".join(map(str, [*addons, _OTHER_ADDONS])), "max_cron_threads": _CRON}
-
-
-def _client(stack, odoo):
-    """Return a client that has the gevent process of ``odoo`` listen."""
-    client = WebsocketClient(
-        odoo.http_url, odoo.event_url, stack.database, websocket_version=stack.build.websocket_version
-    )
-    client.subscribe(["load"], stack.last_id())
-    return client
-
-
-def _another(stack):
-    first = stack.odoo
-    return Odoo(
-        stack.build,
-        stack.pooler or stack.server,
-        stack.database,
-        workers=_WORKERS,
-        addon=first.addon,
-        load=first.load,
-        environment=first.variables,
-        conf=first.conf,
-    )
+def _user(stack, number):
+    """Return the variables for listeners with a user of the database of their own, and make that."""
+    name, password = "listener_%d" % number, "s3cret"
+    stack.server.execute("CREATE ROLE %s LOGIN PASSWORD %%s" % name, (password,))
+    return {"IMDISPATCHER_DB_USER": name, "IMDISPATCHER_DB_PASSWORD": password}
 
 
 def _under_load(stack, odoos, seconds):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from stack.archive import CACHE, locked
 from stack.commands import run
+from stack.odoo import Odoo
 from stack.stack import Stack
+from stack.waiting import wait_until
 
 #: key -> what it is, behind PgBouncer unless it says otherwise; the order is that of all tables
 NAMES = {
@@ -19,9 +21,17 @@ NAMES = {
     "c": "OCA's addon",
     "d": "stock Odoo, session pool",
     "e": "this addon",
+    "e-users": "this addon, a user for each instance",
+    "e-own": "this addon, not sharing",
     "e-direct": "this addon, no pooler",
     "floor": "bare psycopg2 client",
 }
+
+#: Cron workers go over to a gevent process of their host at their next check: what is counted once they have should not
+#: have to wait for that for a minute.
+SOON = {"IMDISPATCHER_CHECK_INTERVAL": "5"}
+_NOT_SHARING = {"IMDISPATCHER_SHARE": "0"}
+_SETTLED = 60.0
 
 # For 14.0 none is published; that of 13.0 has the same code.
 _OCA_REQUIREMENTS = {
@@ -30,7 +40,7 @@ _OCA_REQUIREMENTS = {
 }
 
 
-def new_stack(key, series, statements=False, pooler_settings=None, server_settings=None, **options):
+def new_stack(key, series, statements=False, pooler_settings=None, server_settings=None, environment=None, **options):
     """Return the :class:`Stack`, not started yet, of a contender.
 
     :param statements: whether the server logs every statement, which ``Stack.wait_for_listen`` needs; costs some time
@@ -56,13 +66,48 @@ def new_stack(key, series, statements=False, pooler_settings=None, server_settin
     if key == "d":
         # A session each for all that listen, and all that are sending: with the default of 10 the eleventh would wait.
         pooler["databases"]["postgres"] = "pool_mode=session pool_size=400"
+    own = _NOT_SHARING if key == "e-own" else {}
     return Stack(
         series,
         pooler=key not in ("a", "e-direct"),
         server_options={"settings": server},
         pooler_options=pooler,
+        environment={**(environment or {}), **own},
         **{**addon, **options},
     )
+
+
+def another_odoo(stack, variables=None):
+    """Return one more :class:`Odoo` like that of the running ``stack``, with more ``variables``, not started yet."""
+    first = stack.odoo
+    return Odoo(
+        stack.build,
+        stack.pooler or stack.server,
+        stack.database,
+        workers=first.workers,
+        addon=first.addon,
+        load=first.load,
+        environment={**first.variables, **(variables or {})},
+        conf=first.conf,
+    )
+
+
+def start_together(odoos, exits):
+    """Start them two at a time; they end with ``exits``."""
+    for odoo in odoos:
+        exits.callback(odoo.close)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(Odoo.start, odoos))
+
+
+def settle(stack, count):
+    """Return when there are ``count`` direct connections of this addon's; or after a minute, however many there are."""
+
+    def settled():
+        return len(stack.direct_connections()) == count
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(settled, _SETTLED, interval=0.2)
 
 
 @contextlib.contextmanager

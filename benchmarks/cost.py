@@ -2,9 +2,9 @@
 
 import contextlib
 import datetime
+import itertools
 import logging
 import re
-import statistics
 import sys
 import threading
 import time
@@ -25,33 +25,57 @@ of all threads of all processes of Odoo, as the kernel's scheduler counts them, 
 what makes an hour of them. All contenders idle at the same time. "memory" after that: resident (RSS) and, which counts
 no shared page, unique (USS) MiB of each kind of process, the mean where there are several. "start": seconds from the
 start of Odoo, threaded, until it answers a request, the contenders taking turns. "self-check": as many listeners of the
-addon, with its defaults, in one process without Odoo, on a cluster and a PgBouncer of their own; the NOTIFYs of an hour
-follow from the mean time between two of the same listener in the log of the server, "-" if there were no two; CPU
-seconds of all processes of PostgreSQL over the seconds that are named."""
+addon, with its defaults but each with a connection of its own, in one process without Odoo, on a cluster and a
+PgBouncer of their own, of which there are several where it is said, all at the same time. They are started one after
+the other in 20 s, as instances are: those that begin at the same moment would look at the same moment for some minutes.
+"first" is the NOTIFY of each when it begins; "heartbeats" those that came in the seconds that are named, on all
+clusters together, by the log of the servers. One is enough for all listeners of a cluster; an hour's follow from the
+mean time between two on the same cluster, "-" if there were no two. CPU seconds are those of all processes of one
+PostgreSQL over the seconds that are named."""
 
-_CHECK = re.compile(r"^(\S+ \S+) .*pg_notify.*'(bus_alt_connection_[0-9a-f]+)'", re.MULTILINE)
+_FIRST = re.compile(r"pg_notify.*'bus_alt_connection_[0-9a-f]+'")
+_HEARTBEAT = re.compile(r"^(\S+ \S+) .*pg_notify.*'bus_alt_connection'", re.MULTILINE)
+# Listeners, and on how many clusters so many.
+_LISTENERS = {0: 1, 1: 2, 10: 2, 100: 4}
 
 
 def run(quick, tell):
     keys = ("a", "e") if quick else ("a", "c", "e")
     with contextlib.ExitStack() as exits:
         tell("self-check, in the background")
-        # Long enough for a whole round of checks, one each 55 s.
         checks = {
-            count: exits.enter_context(_Checks(count, exits)) for count in ((0, 10) if quick else (0, 1, 10, 50, 100))
+            count: [exits.enter_context(_Checks(count, exits, 2 if quick else 20)) for _ in range(clusters)]
+            for count, clusters in ({0: 1, 10: 1} if quick else _LISTENERS).items()
         }
         tell("idle")
-        yield from _idle(keys, 15 if quick else 120)
-        yield "self-check", {str(count): one.figures() for count, one in checks.items()}
-    tell("start")
-    yield "start", _start(keys, 1 if quick else 3)
+        yield from _idle(keys, 15 if quick else 120, checks)
+        tell("start")
+        yield "start", _start(keys, 1 if quick else 3)
+        yield "self-check", {str(count): _check_figures(count, clusters) for count, clusters in checks.items()}
 
 
-def _idle(keys, seconds):
+def _check_figures(count, clusters):
+    found = [one.figures() for one in clusters]
+    gaps = [later - earlier for one in found for earlier, later in zip(one["heartbeats"], one["heartbeats"][1:])]
+    interval = sum(gaps) / len(gaps) if gaps else None
+    return {
+        "clusters": len(clusters),
+        "seconds": round(found[0]["seconds"]),
+        "first": found[0]["first"],
+        "heartbeats": sum(len(one["heartbeats"]) for one in found),
+        "interval": interval and round(interval, 1),
+        "notifies_per_hour": interval and round(found[0]["first"] + 3600 / interval),
+        "server_cpu_seconds_per_hour": round(sum(one["cpu"] / one["seconds"] for one in found) / len(found) * 3600, 1),
+    }
+
+
+def _idle(keys, seconds, checks):
     stacks = {key: new_stack(key, "19.0", workers=2) for key in keys}
     with running(stacks):
         for stack in stacks.values():
             stack.client(["idle"], listening=False)
+        for one in itertools.chain(*checks.values()):
+            one.begin()
         began = {key: (time.monotonic(), _cpu(stack)) for key, stack in stacks.items()}
         time.sleep(seconds)
         idle, memory = {}, {}
@@ -108,36 +132,35 @@ def _start(keys, times):
 
 
 class _Checks:
-    """So many listeners that do nothing but check themselves."""
+    """So many listeners that do nothing but check themselves, started one after the other in some seconds."""
 
-    def __init__(self, count, exits):
+    def __init__(self, count, exits, seconds):
         self._count = count
+        self._seconds = seconds
         self._server = exits.enter_context(PostgreSQL({"max_connections": 400}))
         self._pooler = exits.enter_context(PgBouncer(self._server, settings={"max_client_conn": 1000}))
         self._process = None
 
     def __enter__(self):
-        self._process = child.start("cost", self._count, self._server.port, self._pooler.port)
+        self._process = child.start("cost", self._count, self._server.port, self._pooler.port, self._seconds)
+        return self
+
+    def begin(self):
+        """Begin to count, when all listen."""
         if self._process.stdout.readline() != "all listen\n":
             raise RuntimeError("%d listeners do not all hear themselves" % self._count)
         self._began = time.monotonic()
+        self._mark = self._server.log_mark()
         self._cpu = self._server_cpu()
-        return self
 
     def figures(self):
-        """Return what they have cost since they began."""
-        passed = time.monotonic() - self._began
-        times = {}
-        for at, channel in _CHECK.findall(self._server.log()):
-            at = datetime.datetime.strptime(at, "%Y-%m-%d %H:%M:%S.%f")
-            times.setdefault(channel, []).append(at.timestamp())
-        intervals = [(one[-1] - one[0]) / (len(one) - 1) for one in times.values() if len(one) > 1]
+        """Return what they have cost since :meth:`begin`."""
+        times = _HEARTBEAT.findall(self._server.log_since(self._mark))
         return {
-            "seconds": round(passed),
-            "notifies": sum(map(len, times.values())),
-            "interval": round(statistics.mean(intervals), 1) if intervals else None,
-            "notifies_per_hour": round(self._count * 3600 / statistics.mean(intervals)) if intervals else None,
-            "server_cpu_seconds_per_hour": round((self._server_cpu() - self._cpu) / passed * 3600, 1),
+            "seconds": time.monotonic() - self._began,
+            "first": len(_FIRST.findall(self._server.log())),
+            "heartbeats": [datetime.datetime.strptime(at, "%Y-%m-%d %H:%M:%S.%f").timestamp() for at in times],
+            "cpu": self._server_cpu() - self._cpu,
         }
 
     def __exit__(self, *exception):
@@ -166,7 +189,7 @@ class _Everything:
         return True
 
 
-def _listen(count, direct_port, pooler_port):
+def _listen(count, direct_port, pooler_port, seconds):
     from bus_alt_connection import settings
     from bus_alt_connection.catchup import Backlog
     from bus_alt_connection.connection import connect
@@ -190,6 +213,7 @@ def _listen(count, direct_port, pooler_port):
 
     supervisors, feeds = [], []
     for _ in range(count):
+        time.sleep(seconds / count)
         listener = Listener("postgres", direct, lambda: False, lambda event: None)
         feeds.append(_Everything(BUS_CHANNEL))
         listener.add(feeds[-1])

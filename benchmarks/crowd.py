@@ -64,12 +64,7 @@ class Crowd:
         self.close()
 
     def _ask(self, question):
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the process of the clients has ended")
-        return json.loads(answer)
+        return child.ask(self._process, question)
 
 
 class _Clients:
@@ -148,7 +143,7 @@ async def _serve():
             answer = {"connected": await clients.connect(**question), "seconds": time.monotonic() - began}
         else:
             answer = {"received": await clients.receive(question["receive"], question["deadline"])}
-        print(json.dumps({**answer, "problems": sorted(set(clients.problems))[:5]}), flush=True)
+        child.answer({**answer, "problems": sorted(set(clients.problems))[:5]})
 
 
 if __name__ == "__main__":

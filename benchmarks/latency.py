@@ -40,7 +40,7 @@ def _measure(series, workers, count):
     keys = ["a", "c", "d", "e", "e-direct"]
     stacks = {key: new_stack(key, series, workers=workers) for key in [*keys, "b"]}
     with running(stacks), contextlib.ExitStack() as exits:
-        targets = {key: exits.enter_context(contextlib.closing(_OdooClient(stacks[key]))) for key in keys}
+        targets = {key: exits.enter_context(contextlib.closing(OdooClient(stacks[key], _CHANNEL))) for key in keys}
         targets["floor"] = exits.enter_context(contextlib.closing(_BareClient(stacks["e"])))
         deaf = _deaf(stacks["b"])
         for target in targets.values():
@@ -88,28 +88,31 @@ def _deaf(stack):
     return len(set(client.messages))
 
 
-class _OdooClient:
-    def __init__(self, stack):
+class OdooClient:
+    """A client of Odoo's bus, of another ``odoo`` than that of the stack if there is one."""
+
+    def __init__(self, stack, channel, odoo=None):
         self._stack = stack
-        self._client = stack.client([_CHANNEL], listening=False)
+        self._channel = channel
+        self._client = stack.client([channel], listening=False, odoo=odoo)
         # Core's long poll misses what is sent while it is on its way back.
         self._unstick = series_number(stack.series) < 16
 
     def warm_up(self):
         def one_arrives():
-            self._stack.send(_CHANNEL, "warm-up")
+            self._stack.send(self._channel, "warm-up")
             return "warm-up" in self._client.messages
 
         wait_until(one_arrives, 60, "the first push", 0.2, self._stack.odoo.log_tail)
 
     def push(self, number):
         """Return the seconds from after and from before the NOTIFY to the receipt."""
-        sent = self._stack.send(_CHANNEL, number)
+        sent = self._stack.send(self._channel, number)
         try:
             received = self._client.wait_for(number, _PATIENCE)
         except TimeoutError:
             if self._unstick:
-                self._stack.send(_CHANNEL, "next")
+                self._stack.send(self._channel, "next")
             raise
         return received.at - sent.committed, received.at - sent.at
 

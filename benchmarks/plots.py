@@ -8,7 +8,16 @@ FOLDER = Path(__file__).resolve().parent
 
 # Of medium lightness, all of them: on white and on black.
 _GREY = "#808080"
-_COLOURS = {"a": "#3b8fd6", "c": "#d9822b", "d": "#9b6bd1", "e": "#2ba065", "e-direct": "#7ab648", "floor": "#999999"}
+_COLOURS = {
+    "a": "#3b8fd6",
+    "c": "#d9822b",
+    "d": "#9b6bd1",
+    "e": "#2ba065",
+    "e-users": "#4fb3a9",
+    "e-own": "#c9679a",
+    "e-direct": "#7ab648",
+    "floor": "#999999",
+}
 
 
 def draw(results):
@@ -35,7 +44,7 @@ def draw(results):
             ),
         }
     )
-    for name, draw_one in (("latency", _latency), ("outage", _outage), ("connections", _connections)):
+    for name, draw_one in _PLOTS.items():
         figures = results["parts"].get(name, {}).get("figures")
         if figures:
             draw_one(figures)
@@ -83,6 +92,19 @@ def _latency(figures):
     _save(figure, "latency")
 
 
+def _sharing(figures):
+    figure, axes = _axes(len(figures), ["Odoo %s" % name for name in figures])
+    lines = {"guest": "e", "beside the guest": "e-own"}
+    for one, found in zip(axes, figures.values()):
+        for role, key in lines.items():
+            one.plot(found[role]["curve"], range(101), color=_COLOURS[key], linewidth=1.8, label=role)
+        one.set_xlim(0, max(found[role]["curve"][97] for role in lines) * 1.15)
+        one.set_xlabel("ms from COMMIT of the NOTIFY to the client")
+    axes[0].set_ylabel("% of the pushes arrived")
+    axes[0].legend(["through a host", "own connection"], fontsize=8, loc="lower right")
+    _save(figure, "sharing")
+
+
 def _outage(figures):
     mine = figures.get("19.0", {})
     keys = [key for key in ("c", "e") if "timeline" in mine.get(key, {})]
@@ -124,3 +146,52 @@ def _connections(figures):
         one.set_xticks(sorted({number for found in counts.values() for number, _ in found}))
     axes[0].legend(fontsize=8, loc="upper left")
     _save(figure, "connections")
+
+
+def _flood(figures):
+    counts = {int(name.split()[0]): found for name, found in figures.items()}
+    figure, axes = _axes(1, ["NOTIFYs that PostgreSQL takes beside idle instances of Odoo 19.0"], 3.2)
+    for key, colour in _COLOURS.items():
+        points = [
+            (count, found[key]["notifies_per_second"]["median"]) for count, found in counts.items() if key in found
+        ]
+        if points:
+            style = {"linestyle": ":"} if key == "floor" else {"marker": "o"}
+            axes[0].plot(*zip(*points), color=colour, linewidth=2, label=NAMES[key], **style)
+    axes[0].set_xlabel("instances of Odoo (gevent, 2 cron)")
+    axes[0].set_ylabel("NOTIFYs a second")
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_xticks(sorted(counts))
+    figure.set_size_inches(7.5, 3.2)
+    figure.legend(fontsize=8, loc="outside right upper")
+    _save(figure, "flood")
+
+
+def _listeners(figures):
+    counts = {int(name.split()[0]): found for name, found in figures.items() if name != "versions"}
+    figure, axes = _axes(1, ["NOTIFYs that PostgreSQL takes beside bare listeners"], 3.2)
+    measured = [name for name in figures["versions"] if name in counts[0]]
+    for name, colour in zip(measured, (_COLOURS["a"], _COLOURS["d"], _COLOURS["e"])):
+        for what, style in (("same_channel", "-"), ("other_channel", ":")):
+            # There is no place for 0 where each step is a multiple.
+            points = [(count, found[name][what]["median"]) for count, found in counts.items() if count]
+            label = "PostgreSQL %s, on %s channel" % (name, "the same" if what == "same_channel" else "another")
+            axes[0].loglog(*zip(*points), color=colour, linestyle=style, marker="o", markersize=4, label=label)
+    axes[0].set_xlabel("backends that listen")
+    axes[0].set_ylabel("NOTIFYs a second")
+    shown = sorted(count for count in counts if count)
+    axes[0].set_xticks(shown, map(str, shown))
+    axes[0].minorticks_off()
+    figure.set_size_inches(7.5, 3.2)
+    figure.legend(fontsize=8, loc="outside right upper")
+    _save(figure, "listeners")
+
+
+_PLOTS = {
+    "latency": _latency,
+    "sharing": _sharing,
+    "outage": _outage,
+    "connections": _connections,
+    "flood": _flood,
+    "listeners": _listeners,
+}

@@ -94,6 +94,24 @@ def _bounds(parts):
             found.append(
                 ("p50 of a push to that of (a), %s, at most %.2f" % (where, bound), "%.2f" % ratio, ratio <= bound)
             )
+    for variant, figures in parts.get("sharing", {}).get("figures", {}).items():
+        ratio = figures["guest"]["ratio"]["ratio"]
+        what = "p50 of a push to a guest to that with a connection of its own, %s, at most 1.05" % variant
+        found.append((what, "%.2f" % ratio, ratio <= 1.05))
+    eight = parts.get("connections", {}).get("figures", {}).get("e", {}).get("8 instances")
+    if eight:
+        shown = "%d, %d direct" % (eight["connections"], eight["direct"])
+        met = eight["connections"] <= 21 and eight["direct"] == 1
+        found.append(("server connections of 8 instances, at most 21, of them 1 direct", shown, met))
+    eight = parts.get("flood", {}).get("figures", {}).get("8 instances", {}).get("e")
+    if eight:
+        for what, ratio, least in (("(a)", eight["ratio"], 4), ("one bare listener", eight["ratio_to_floor"], 0.8)):
+            text = "NOTIFYs/s with 8 instances to that with %s, at least %g" % (what, least)
+            found.append((text, "%.2f" % ratio["median"], ratio["median"] >= least))
+    checks = parts.get("cost", {}).get("figures", {}).get("self-check", {}).get("100")
+    if checks and checks["notifies_per_hour"]:
+        hour = checks["notifies_per_hour"]
+        found.append(("NOTIFYs an hour of the self-check of 100 listeners, at most 200", str(hour), hour <= 200))
     for series, figures in parts.get("outage", {}).get("figures", {}).items():
         for fault, one in figures.get("e", {}).items():
             if fault == "timeline" or "failed" in one:
@@ -174,6 +192,17 @@ def _ratio(found):
     return "-" if not found else "%.2f (%.2f to %.2f)" % (found["ratio"], found["block_min"], found["block_max"])
 
 
+def _sharing(figures):
+    headings = ["", "n", "p50 ms", "p95 ms", "p99 ms", "ratio"]
+    for variant, found in figures.items():
+        rows = [
+            [role, str(one["runs"]), *("%.2f" % one["after"][percent] for percent in ("p50", "p95", "p99"))]
+            + [_ratio(one["ratio"]) if role in ("host", "guest") else "-"]
+            for role, one in found.items()
+        ]
+        yield "Push through a host, Odoo " + variant, headings, rows
+
+
 def _outage(figures):
     headings = ["", "fault", "n", "s to the first push", "lone message", "s", "lost", "sent"]
     for series, found in figures.items():
@@ -213,6 +242,31 @@ def _connections(figures):
     yield "Server connections under load, Odoo 19.0", headings, rows
 
 
+def _flood(figures):
+    headings = ["instances", "", "NOTIFY/s", "ratio to (a)", "ratio to the floor", "after s", "direct"]
+    rows = [
+        [name.split()[0], _contender(key), _spread(one["notifies_per_second"], "%.0f")]
+        + [_spread(one["ratio"], "%.2f"), _spread(one["ratio_to_floor"], "%.2f")]
+        + [_spread(one["after_seconds"], "%.2f"), _number(one["direct"], "%d")]
+        for name, found in figures.items()
+        for key, one in ((key, found[key]) for key in _in_order(found))
+    ]
+    yield "NOTIFYs that a cluster takes beside instances of Odoo 19.0", headings, rows
+
+
+def _listeners(figures):
+    versions = figures.get("versions", {})
+    found = {name: one for name, one in figures.items() if name != "versions"}
+    measured = [name for name in versions if any(name in one for one in found.values())]
+    headings = ["listeners", *("%s: %s" % (name, what) for name in measured for what in ("on imbus", "on another"))]
+    rows = []
+    for name, one in found.items():
+        cells = [_spread(one[key][what], "%.0f") for key in measured for what in ("same_channel", "other_channel")]
+        rows.append([name.split()[0], *cells])
+    yield "NOTIFYs that a cluster takes beside bare listeners", headings, rows
+    yield "Versions of PostgreSQL with bare listeners", ["", "version"], [list(one) for one in versions.items()]
+
+
 def _burst(figures):
     headings = ["", "clients", "messages", "delivered/s", "sent/s", "lost", "doubled", "ratio to (a)"]
     rows = []
@@ -237,17 +291,12 @@ def _cost(figures):
         hour = "%.1f (in %d s)" % (idle[key]["cpu_seconds_per_hour"], idle[key]["seconds"])
         rows.append([_contender(key), hour, _spread(start.get(key), "%.2f"), *shown])
     yield "Cost, Odoo 19.0", headings, rows
-    headings = [
-        "listeners on the cluster",
-        "s",
-        "NOTIFYs seen",
-        "s between two",
-        "per hour",
-        "CPU s of PostgreSQL per hour",
-    ]
+    headings = ["listeners on the cluster", "clusters", "s", "first", "heartbeats", "s between two"]
+    headings += ["NOTIFYs in the first hour", "CPU s of PostgreSQL per hour"]
     rows = [
-        [count, str(one["seconds"]), str(one["notifies"]), _number(one["interval"], "%.1f")]
-        + [_number(one["notifies_per_hour"], "%d"), "%.1f" % one["server_cpu_seconds_per_hour"]]
+        [count, *(str(one[what]) for what in ("clusters", "seconds", "first", "heartbeats"))]
+        + [_number(one["interval"], "%.1f"), _number(one["notifies_per_hour"], "%d")]
+        + ["%.1f" % one["server_cpu_seconds_per_hour"]]
         for count, one in figures.get("self-check", {}).items()
     ]
     yield "Cost of the self-check", headings, rows
@@ -273,8 +322,11 @@ def _scale(figures):
 
 _TABLES = {
     "latency": _latency,
+    "sharing": _sharing,
     "outage": _outage,
     "connections": _connections,
+    "flood": _flood,
+    "listeners": _listeners,
     "burst": _burst,
     "cost": _cost,
     "scale": _scale,
