@@ -606,6 +606,9 @@ def main():
     def say(text):
         print(text, flush=True)
 
+    if arguments.logs:
+        # Not after an hour, if that can't be.
+        Path(arguments.logs).mkdir(parents=True, exist_ok=True)
     lines = []
     say("seed %d" % arguments.seed)
     found = soak(arguments.minutes, arguments.seed, say, arguments.logs)
