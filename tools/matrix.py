@@ -66,7 +66,7 @@ class Result(NamedTuple):
         return "%s%d passed%s" % (
             failed,
             self.passed,
-            ", %d when tried again" % self.second_try if self.second_try else "",
+            ", %d on retry" % self.second_try if self.second_try else "",
         )
 
 
