@@ -158,8 +158,7 @@ class Listener(object):
         asked, notifications = self._look_asked_for, session.receive()
         if notifications:
             session.heard_at = time.monotonic()
-            wanted = self.wanted
-            self.deliver([one for one in notifications if one.channel in wanted])
+            self.deliver(notifications)
             if self.relay:
                 self.relay.put(notifications)
         # After the rest: what was sent before a token was delivered before it counts.
@@ -174,8 +173,11 @@ class Listener(object):
 
         May be called by any thread. Return whether anybody is there for it, with room.
         """
+        feeds = self._all_feeds()
         fit, channels = [], {one.channel for one in notifications}
-        for one in notifications:
+        # Others are for guests, or for checks.
+        wanted = frozenset().union(*(feed.channels for feed in feeds))
+        for one in [one for one in notifications if one.channel in wanted]:
             payload = readable(one.payload, self.series) if one.channel == BUS_CHANNEL else one.payload
             if payload is None:
                 text = "dropped a notification that Odoo's bus can't read, sent by backend pid %s on channel %s: %s"
@@ -183,7 +185,6 @@ class Listener(object):
                     _logger.warning(text, one.pid, one.channel, ascii(one.payload[:80]))
             else:
                 fit.append(Notify(one.pid, one.channel, payload))
-        feeds = self._all_feeds()
         taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in feeds]
         # Of cron's none is missed: those that wait say the same.
         if not all(taken) and BUS_CHANNEL in channels:
