@@ -75,8 +75,8 @@ class Supervisor(object):
         self._polling = False
         self._sender_works = True
         self._last_check = None
-        #: seconds between two looks at the way, or since something was heard; when the last look was; what it saw
-        self._span, self._looked, self._seen = NEVER, 0.0, None
+        #: seconds between two looks at the way, or since something was heard; what the last look saw, and when
+        self._span, self._seen = NEVER, None
 
     def run(self):
         """Do a `round` whenever something changes or is due. Raises nothing."""
@@ -163,7 +163,7 @@ class Supervisor(object):
             return NEVER
         first = session.confirmed != channels
         if not first:
-            self._check_due = max(self._check_due, min(self._looked, session.heard_at) + self._span)
+            self._check_due = max(self._check_due, min(self._seen[1], session.heard_at) + self._span)
         if now < self._check_due:
             return self._check_due
         self._check_due = now + RETRY
@@ -208,7 +208,7 @@ class Supervisor(object):
             self.listener.replace(session, log.MOVED, "there is a better one to listen through")
         # So that a verdict is there when the interval is over; at random, so that one speaks first.
         longest = interval - patience - connection.PROBE_TIMEOUT if interval else NEVER
-        self._looked, self._span = now, longest * random.uniform(0.9, 1)
+        self._span = longest * random.uniform(0.9, 1)
         self._check_due = min(now, session.heard_at) + self._span
         return self._check_due
 
