@@ -88,9 +88,7 @@ def test_only_what_ran_and_did_not_fail_counts(tmp_path, report, code, passed, f
     assert matrix._read_result(path, code) == matrix.Result(passed, failed)
 
 
-@pytest.mark.parametrize(
-    ("second", "said"), [("", "2 passed, 1 on retry"), ("<failure/>", "1 failed, 1 passed")]
-)
+@pytest.mark.parametrize(("second", "said"), [("", "2 passed, 1 on retry"), ("<failure/>", "1 failed, 1 passed")])
 def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch, second, said):
     monkeypatch.setattr(matrix, "FOLDER", tmp_path)
     runner = matrix.Runner([])
