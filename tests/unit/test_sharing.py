@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import gc
 import json
 import logging
@@ -24,6 +25,7 @@ from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST, MOVED, OutageL
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import Sharing
 from bus_alt_connection.supervisor import LISTENING, POLLING, SHARED, Supervisor
+from stack.waiting import wait_until
 from tests.unit.conftest import _end
 from tests.unit.fakes import Events, FakeFeed, connected
 
@@ -32,15 +34,11 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="so
 SECRET = "s3cret"
 
 
-def expect(fact, seconds=5):
-    """Wait until ``fact()``; return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = fact()
-        if found:
-            return found
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+#: waits until what it is given is true, when called; returns it
+expect = functools.partial(wait_until, deadline=5, interval=0.005)
+
+# What neither a host nor a guest says.
+_NONSENSE = [b"", b"\xff\xfe", b"no JSON", b"[" * 10000, b"null", b"5"]
 
 
 class Process:
@@ -635,12 +633,7 @@ def test_a_host_that_is_gone_as_a_guest_speaks_is_no_outage(fake, process, bound
 @pytest.mark.parametrize(
     "said",
     [
-        b"",
-        b"\xff\xfe",
-        b"no JSON",
-        b"[" * 10000,
-        b"null",
-        b"5",
+        *_NONSENSE,
         b'"ab"',
         b"[]",
         b"{}",
@@ -698,12 +691,7 @@ def test_garbage_from_who_is_bound_there_keeps_nobody_from_a_session(fake, proce
 @pytest.mark.parametrize(
     "said",
     [
-        b"",
-        b"\xff\xfe",
-        b"no JSON",
-        b"[" * 10000,
-        b"null",
-        b"5",
+        *_NONSENSE,
         b'"imbus"',
         b'{"imbus": 1}',
         b"[5]",

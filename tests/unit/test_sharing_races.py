@@ -14,6 +14,7 @@ from bus_alt_connection import sharing as sharing_module
 from bus_alt_connection.listener import DirectSession
 from bus_alt_connection.log import MOVED
 from bus_alt_connection.sharing import GuestSession, Sharing
+from stack.waiting import wait_until
 from tests.unit.fakes import Events, FakeFeed, connected
 
 
@@ -230,9 +231,7 @@ def test_a_host_that_talks_nonsense_is_none(fake, share, parameters, state):
 
 def test_a_host_keeps_nothing_of_a_guest_that_is_gone(host, guest):
     guest.close()
-    deadline = time.monotonic() + 5
-    while host.relay._wanted and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: not host.relay._wanted, 5)
     host.relay.inform()
     assert (host.relay._wanted, host.relay._told) == ({}, {})
 
