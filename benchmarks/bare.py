@@ -41,36 +41,26 @@ def notifies_per_second(server, seconds, cpus=None):
     return float(re.search(r"^tps = ([\d.]+)", printed, re.MULTILINE)[1])
 
 
-class BareListeners:
+class BareListeners(child.Child):
     """Any number of them at ``server``; they read what they are sent and look at none of it."""
 
     def __init__(self, server, count=0, channel=CHANNEL):
         self._server = server
         self._channel = None
-        self._process = child.start("bare", server.port)
-        self.pid = self._process.pid
+        super().__init__("bare", server.port)
         self.listen(count, channel)
 
     def listen(self, count, channel=CHANNEL):
         """Have ``count`` of them, no fewer than before, LISTEN on ``channel`` and on no other."""
         self._channel = channel
-        child.ask(self._process, {"count": count, "channel": channel})
+        self.ask({"count": count, "channel": channel})
 
     def catch_up(self):
         """Return when each of them has read all that was sent so far."""
         token = uuid.uuid4().hex
         self._server.execute("SELECT pg_notify(%s, %s)", (self._channel, token))
-        if not child.ask(self._process, {"token": token})["read"]:
+        if not self.ask({"token": token})["read"]:
             raise TimeoutError("the bare listeners are behind by more than %d s" % _DEADLINE)
-
-    def close(self):
-        child.end(self._process)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
 
 def _serve(port):

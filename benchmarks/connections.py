@@ -9,7 +9,7 @@ from stack.commands import run as run_program
 from stack.stack import ADDON
 from stack.system import ensure_packages
 
-from .contenders import SOON, another_odoo, new_stack, settle, start_together
+from .contenders import SOON, new_stack, settle, start_more
 
 HOW = """\
 Odoo 19.0, prefork: 10 HTTP workers, gevent with one websocket, 2 cron workers for each instance; all instances on one
@@ -66,31 +66,31 @@ def _measure(key, instances, small_pools, seconds, tell):
     )
     with contextlib.ExitStack() as exits:
         exits.enter_context(stack)
-        odoos = [stack.odoo]
+        stacks = [stack]
         # It has the gevent process listen.
         stack.client(["load"], listening=False)
-        _load(odoos, _WARM_UP)
+        _load(stacks, _WARM_UP)
         # From small to large, since a pool does not shrink at once.
         for size in pools:
             stack.pooler.settings["default_pool_size"] = size
             stack.pooler.reload()
             tell("%s: 1 instance, pool of %d" % (key, size))
-            yield "pool %d" % size, _under_load(stack, odoos, seconds)
+            yield "pool %d" % size, _under_load(stacks, seconds)
         if pools:
             stack.pooler.settings["default_pool_size"] = 10
             stack.pooler.reload()
         for count in instances:
             tell("%s: %d instance(s)" % (key, count))
-            numbers = range(len(odoos), count)
-            more = [another_odoo(stack, _user(stack, number) if key == "e-users" else None) for number in numbers]
-            odoos += start_together(more, exits)
-            for odoo in more:
-                stack.client(["load"], listening=False, odoo=odoo)
+            numbers = range(len(stacks), count)
+            environments = [_user(stack, number) if key == "e-users" else {} for number in numbers]
+            for one in start_more(stack, environments, exits):
+                one.client(["load"], listening=False)
+                stacks.append(one)
             # Workers load what they need with their first request.
-            _load(odoos, _WARM_UP)
+            _load(stacks, _WARM_UP)
             if ours:
                 settle(stack, _DIRECT[key](count))
-            yield "%d instances" % count, _under_load(stack, odoos, seconds)
+            yield "%d instances" % count, _under_load(stacks, seconds)
 
 
 def _user(stack, number):
@@ -100,9 +100,9 @@ def _user(stack, number):
     return {"IMDISPATCHER_DB_USER": name, "IMDISPATCHER_DB_PASSWORD": password}
 
 
-def _under_load(stack, odoos, seconds):
-    with _Watch(stack) as watch:
-        printed = _load(odoos, seconds)
+def _under_load(stacks, seconds):
+    with _Watch(stacks[0]) as watch:
+        printed = _load(stacks, seconds)
 
     def numbers(pattern):
         return [float(found) for text in printed for found in re.findall(pattern, text, re.MULTILINE)]
@@ -119,11 +119,12 @@ def _under_load(stack, odoos, seconds):
     }
 
 
-def _load(odoos, seconds):
-    """Have all of ``odoos`` answer requests for so long; return what each wrk has printed."""
+def _load(stacks, seconds):
+    """Have the Odoo of each of ``stacks`` answer requests for so long; return what each wrk has printed."""
     options = ["-t1", "-c%d" % _IN_FLIGHT, "-d%ds" % seconds, "--timeout", "20s", "-s", str(_LOAD)]
-    with concurrent.futures.ThreadPoolExecutor(len(odoos)) as pool:
-        return list(pool.map(lambda odoo: run_program(["wrk", *options, odoo.http_url], timeout=seconds + 60), odoos))
+    commands = [["wrk", *options, stack.odoo.http_url] for stack in stacks]
+    with concurrent.futures.ThreadPoolExecutor(len(stacks)) as pool:
+        return list(pool.map(lambda command: run_program(command, timeout=seconds + 60), commands))
 
 
 class _Watch:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from stack.archive import CACHE, locked
 from stack.commands import run
-from stack.odoo import Odoo
 from stack.stack import Stack
 from stack.waiting import wait_until
 
@@ -77,27 +76,13 @@ def new_stack(key, series, statements=False, pooler_settings=None, server_settin
     )
 
 
-def another_odoo(stack, variables=None):
-    """Return one more :class:`Odoo` like that of the running ``stack``, with more ``variables``, not started yet."""
-    first = stack.odoo
-    return Odoo(
-        stack.build,
-        stack.pooler or stack.server,
-        stack.database,
-        workers=first.workers,
-        addon=first.addon,
-        load=first.load,
-        environment={**first.variables, **(variables or {})},
-        conf=first.conf,
-    )
+def start_more(stack, environments, exits):
+    """Start an Odoo beside that of ``stack`` for each of these more ``environments``, two at a time.
 
-
-def start_together(odoos, exits):
-    """Start them two at a time; they end with ``exits``."""
-    for odoo in odoos:
-        exits.callback(odoo.close)
+    Return their stacks, see :meth:`Stack.another`; they end with ``exits``.
+    """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(Odoo.start, odoos))
+        return list(pool.map(lambda variables: exits.enter_context(stack.another(**variables)), environments))
 
 
 def settle(stack, count):

@@ -142,12 +142,12 @@ class _Checks:
         self._process = None
 
     def __enter__(self):
-        self._process = child.start("cost", self._count, self._server.port, self._pooler.port, self._seconds)
+        self._process = child.Child("cost", self._count, self._server.port, self._pooler.port, self._seconds)
         return self
 
     def begin(self):
         """Begin to count, when all listen."""
-        if self._process.stdout.readline() != "all listen\n":
+        if self._process.read() != "all listen\n":
             raise RuntimeError("%d listeners do not all hear themselves" % self._count)
         self._began = time.monotonic()
         self._mark = self._server.log_mark()
@@ -164,7 +164,7 @@ class _Checks:
         }
 
     def __exit__(self, *exception):
-        child.end(self._process)
+        self._process.close()
 
     def _server_cpu(self):
         main = psutil.Process(self._server.pid)

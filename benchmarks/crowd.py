@@ -20,7 +20,7 @@ _AT_ONCE = 10
 _OPEN_TIMEOUT = 60
 
 
-class Crowd:
+class Crowd(child.Child):
     """Up to ``count`` clients of the bus of ``stack``; ``connected`` says how many there are.
 
     A message is received as ``{"message": ..., "at": [monotonic second of each receipt]}``.
@@ -30,9 +30,9 @@ class Crowd:
         # All are the same user in the same session, as the tabs of one browser are.
         with stack.client([], listening=False) as client:
             session = client._session_id
-        self._process = child.start("crowd")
+        super().__init__("crowd")
         query = "?version=" + stack.build.websocket_version if stack.build.websocket_version else ""
-        answer = self._ask(
+        answer = self.ask(
             {
                 "url": "ws%s/websocket%s" % (stack.odoo.event_url[4:], query),
                 "origin": stack.odoo.event_url,
@@ -50,21 +50,9 @@ class Crowd:
 
         Returns a dictionary: message -> monotonic seconds of each receipt.
         """
-        answer = self._ask({"receive": count, "deadline": deadline})
+        answer = self.ask({"receive": count, "deadline": deadline})
         self.problems = answer["problems"]
         return dict(answer["received"])
-
-    def close(self):
-        child.end(self._process)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    def _ask(self, question):
-        return child.ask(self._process, question)
 
 
 class _Clients:

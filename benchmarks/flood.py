@@ -10,7 +10,7 @@ import psutil
 from stack.postgres import PostgreSQL
 
 from .bare import BareListeners, notifies_per_second
-from .contenders import SOON, another_odoo, new_stack, running, settle, start_together
+from .contenders import SOON, new_stack, running, settle, start_more
 from .figures import spread
 
 HOW = """\
@@ -79,16 +79,15 @@ class _Instances:
         self._shares = key == "e"
         self._addon = key in ("e", "e-own")
         self._exits = exits
-        self._odoos, self._clients = [], []
+        self._stacks, self._clients = [], []
         self._sender = exits.enter_context(contextlib.closing(stack.sender(direct=True)))
 
     def have(self, count):
         """Return when there are so many instances, and all of them listen."""
-        more = [another_odoo(self._stack) for _ in range(count - max(len(self._odoos), 1))]
-        started = start_together(more, self._exits)
-        for odoo in started if self._odoos else [self._stack.odoo, *started]:
-            self._odoos.append(odoo)
-            self._clients.append(self._stack.client([_CHANNEL], listening=False, odoo=odoo))
+        started = start_more(self._stack, [{}] * (count - max(len(self._stacks), 1)), self._exits)
+        for stack in started if self._stacks else [self._stack, *started]:
+            self._stacks.append(stack)
+            self._clients.append(stack.client([_CHANNEL], listening=False))
         self._prove("first of %d" % count)
         if self._addon:
             settle(self._stack, 1 if self._shares else count * (1 + _CRON))
@@ -100,7 +99,7 @@ class _Instances:
 
     def listening(self):
         """Return the pids of all that listen; those of their children are not among them."""
-        return [odoo.pid for odoo in self._odoos]
+        return [stack.odoo.pid for stack in self._stacks]
 
     def direct(self):
         return len(self._stack.direct_connections()) if self._addon else None

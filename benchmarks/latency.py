@@ -89,12 +89,12 @@ def _deaf(stack):
 
 
 class OdooClient:
-    """A client of Odoo's bus, of another ``odoo`` than that of the stack if there is one."""
+    """A client of the bus of the stack's Odoo."""
 
-    def __init__(self, stack, channel, odoo=None):
+    def __init__(self, stack, channel):
         self._stack = stack
         self._channel = channel
-        self._client = stack.client([channel], listening=False, odoo=odoo)
+        self._client = stack.client([channel], listening=False)
         # Core's long poll misses what is sent while it is on its way back.
         self._unstick = series_number(stack.series) < 16
 

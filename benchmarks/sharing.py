@@ -6,7 +6,7 @@ import random
 from stack.odoo import http_session
 from stack.waiting import wait_until
 
-from .contenders import another_odoo, new_stack, running, start_together
+from .contenders import new_stack, running, start_more
 from .figures import curve, milliseconds, ratios
 from .latency import OdooClient
 
@@ -31,14 +31,13 @@ def _measure(workers, count):
     with running(stacks), contextlib.ExitStack() as exits:
         targets, pairs = {}, {}
         for key, stack in stacks.items():
-            odoos = [stack.odoo, *start_together([another_odoo(stack)], exits)]
-            for number, odoo in enumerate(odoos):
-                channel = "sharing %d" % number
-                target = targets[key, number] = OdooClient(stack, channel, odoo)
+            both = [stack, *start_more(stack, [{}], exits)]
+            for number, one in enumerate(both):
+                target = targets[key, number] = OdooClient(one, "sharing %d" % number)
                 # The first one is to have its connection before the second one looks for a host.
                 target.warm_up()
             if key == "e":
-                modes = wait_until(lambda odoos=odoos: _host_and_guest(odoos), 30, "a host and a guest")
+                modes = wait_until(lambda both=both: _host_and_guest(both), 30, "a host and a guest")
                 pairs = {{"listening": "host", "shared": "guest"}[mode]: modes.index(mode) for mode in modes}
         taken = {name: [] for name in targets}
         for number in range(count):
@@ -61,9 +60,9 @@ def _figures(seconds, base):
     }
 
 
-def _host_and_guest(odoos):
+def _host_and_guest(stacks):
     """Return the modes of the processes that serve the bus, once they are one of each."""
-    modes = [_mode(odoo) for odoo in odoos]
+    modes = [_mode(stack.odoo) for stack in stacks]
     return sorted(modes) == ["listening", "shared"] and modes
 
 

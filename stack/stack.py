@@ -152,18 +152,16 @@ class Stack:
 
     # Clients and messages
 
-    def client(self, channels=("tests",), last=None, listening=True, odoo=None):
+    def client(self, channels=("tests",), last=None, listening=True):
         """Return a client, logged in and subscribed; its ``close`` is called at the end of the stack at the latest.
 
         :param channels: names to subscribe to, may be none
         :param last: id of the last row of bus_bus that it is to know; default: the last there is
         :param listening: wait until Odoo's LISTEN is in force
-        :param odoo: another one on the same database than that of the stack
         """
-        odoo = odoo or self.odoo
         client = client_class(self.series)(
-            odoo.http_url,
-            odoo.event_url,
+            self.odoo.http_url,
+            self.odoo.event_url,
             self.database,
             websocket_version=self.build.websocket_version,
         )
