@@ -10,9 +10,9 @@ can be bound but once and is gone with its process, so whoever binds it is the h
 nobody has to agree, or to clear away.
 
 - A guest hears what it has asked for once `GuestSession.listen` has returned, like any session.
-- A guest relies on its host as long as that answers: after an outage of some seconds the
-  host alone connects. If it does not answer, the guest connects by itself, and looks again
-  at its next check.
+- A guest relies on its host as long as that answers: after an outage of up to half a minute
+  the host alone connects. If it does not answer, the guest connects by itself, and looks
+  again at its next check.
 - A guest that does not read keeps nobody waiting: it is let go, comes back, and looks up
   what it has missed.
 
@@ -77,20 +77,30 @@ class Sharing(object):
             last = self._guest
             # Through whom nothing was heard at all is not asked twice running.
             deaf = last is not None and last.fault and last.confirmed is None
-            self._guest = None if deaf else self._find(self._kind + (self._host is None))
+            # At random, or all would try by themselves at the same time.
+            patience = LONGEST_DELAY * random.uniform(6, 12)
+            self._guest = None if deaf else self._find(self._kind + (self._host is None), patience)
             return self._guest or self._direct()
 
     def better(self, session):
         """Return whether `connect` would now return a better one than ``session``. May take seconds."""
-        with self._lock:
+        # Not while that is about to, which may take longer.
+        if not self._lock.acquire(False):
+            return False
+        try:
             alone = session.host_kind is None
-            guest = self._find(self._kind + (self._host is None) if alone else session.host_kind)
+            guest = self._find(self._kind + (self._host is None) if alone else session.host_kind, PATIENCE)
             if guest:
                 guest.close()
             return guest is not None
+        finally:
+            self._lock.release()
 
-    def _find(self, reach):
-        """Return a `GuestSession` with a host of the first so many kinds; None: there is none, or it is us."""
+    def _find(self, reach, patience):
+        """Return a `GuestSession` with a host of the first so many kinds; None: there is none, or it is us.
+
+        Raises `Moved` if the host has, while its session was waited for.
+        """
         for kind in range(reach):
             name = self._name(_KINDS[kind])
             if kind == self._kind:
@@ -101,18 +111,25 @@ class Sharing(object):
                         # It has ended meanwhile, and would not any more.
                         self._host.close()
                     return None
-            # If not, there is none, or it does not answer, or it has no session itself.
-            with contextlib.suppress(OSError, psycopg2.Error):
+            began = time.monotonic()
+            try:
                 try:
-                    guest = GuestSession(name, kind)
+                    guest = GuestSession(name, kind, patience)
                 except ConnectionRefusedError:
                     # A name is bound a moment before it can be reached.
                     time.sleep(0.05 if kind == self._kind else 0)
-                    guest = GuestSession(name, kind)
+                    guest = GuestSession(name, kind, patience)
                 if self._host:
                     self._host.close()
                     self._host = None
                 return guest
+            except Moved:
+                # If at once, it is no host of ours.
+                if time.monotonic() - began > PATIENCE:
+                    raise
+            except (OSError, psycopg2.Error):
+                # There is none, or it does not answer, or it has no session itself.
+                pass
         return None
 
     def _name(self, kind):
@@ -128,12 +145,12 @@ class GuestSession(Session):
     """A session by way of that of the host at ``name``; `DirectSession` says what its methods do.
 
     Raises ``OSError`` or `Moved` if there is no host, it does not answer or is another
-    user's, or it has had no session itself for long.
+    user's, or it has had no session itself for ``patience`` seconds.
     """
 
     facts = None
 
-    def __init__(self, name, kind):
+    def __init__(self, name, kind, patience):
         self.host_kind = kind
         self._in_force, self._arrived = frozenset(), []
         with _closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as self._socket:
@@ -142,8 +159,7 @@ class GuestSession(Session):
             self._socket.connect(name)
             self._host = "process %d" % _peer(self._socket)
             self._read()
-            # At random, or all would try by themselves at the same time.
-            self._socket.settimeout(LONGEST_DELAY * random.uniform(1, 3))
+            self._socket.settimeout(patience)
             while self.facts is None:
                 self._read()
 

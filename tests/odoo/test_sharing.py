@@ -29,7 +29,7 @@ INTERVAL = 3
 #: seconds until what happens at once is there, and what happens by the next check; generous, for a busy machine
 AT_ONCE, SOON = 5, INTERVAL + 10
 
-pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
+pytestmark = pytest.mark.variants(spare=["14.0-threaded"])
 one_kind = pytest.mark.parametrize("variant", ["19.0-threaded"], indirect=True, scope="module")
 both_kinds = pytest.mark.parametrize("variant", ["19.0-threaded", "19.0-prefork"], indirect=True, scope="module")
 
@@ -175,7 +175,9 @@ def test_after_a_restart_of_postgresql_one_process_connects(machine, clients, ch
     host, first = machine.settle(), machine.stacks[0]
     mark, attempts = first.server.log_mark(), first.proxy.accepted
     first.server.stop()
-    wait_until(lambda: first.proxy.accepted > attempts + 2, SOON, "some attempts to connect")
+    # Guests that wait rely on their host through the half minute that many take; two processes show that at once.
+    wanted = 2 if len(machine.listeners()) == 2 else 9
+    wait_until(lambda: first.proxy.accepted > attempts + wanted, 60, "some attempts to connect")
     first.server.start()
     with contextlib.closing(first.sender(direct=True)) as sender:
         sender.send(channel, "alone")
@@ -196,6 +198,9 @@ def test_a_host_without_descriptors_is_gone_without(machine, clients, channel):
     for stack in machine.stacks:
         stack.odoo.stop()
     hosting, joining = machine.stacks
+    # For as long as it relies on its host.
+    usual = joining.odoo.variables
+    joining.odoo.variables = {**usual, "IMDISPATCHER_POLL_INTERVAL": "1"}
     hosting.odoo.start()
     host = hosting.odoo.pid
     wait_until(lambda: machine.connected() == {host}, SOON, "the host to listen")
@@ -206,16 +211,17 @@ def test_a_host_without_descriptors_is_gone_without(machine, clients, channel):
     assert machine.settle() == host
     with joining.client([channel]) as guest:
         with out_of_descriptors(host):
-            # Who relies on it hears nothing, since it can't connect again.
+            # It can't connect again: who relies on it looks into bus_bus meanwhile.
             joining.server.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
                 ("odoo-listener-%d" % host,),
             )
             joining.send(channel, "alone")
             guest.wait_for("alone", SOON)
-            assert machine.connected() == {joining.odoo.pid}
         machine.settle()
         assert guest.messages == ["alone"]
+    joining.odoo.stop()
+    joining.odoo.variables = usual
 
 
 # Something happens to guests --------------------------------------------------

@@ -475,8 +475,66 @@ def test_who_comes_in_an_outage_waits_with_the_others(fake, process):
     assert guest.is_guest and guest.directs == 0
 
 
+def test_after_a_long_outage_as_well(fake, process, monkeypatch):
+    monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.4)
+    monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.2)
+    host = process("imbus")
+    connected(host.listener)
+    guests = [process("imbus") for _ in range(3)]
+    settled(host, *guests)
+    fake.refuse()
+    fake.cut()
+    began = time.monotonic()
+    host.events.expect(LOST)
+    # As 20 s are with the real delays.
+    while time.monotonic() - began < 4 * sharing.LONGEST_DELAY:
+        host.events.expect(FAILED)
+    fake.forward()
+    settled(host, *guests)
+    assert [one.directs for one in guests] == [0, 0, 0]
+
+
+def test_who_waits_with_a_host_goes_where_it_goes(fake, process, monkeypatch):
+    """Which has found a better one meanwhile, as that has a session."""
+    monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.2)
+    plain = process("imbus")
+    connected(plain.listener)
+    guests = [process("imbus") for _ in range(3)]
+    settled(plain, *guests)
+    fake.refuse()
+    fake.cut()
+    began = time.monotonic()
+    expect(lambda: all(one.sharing._lock.locked() and not one.is_guest for one in guests))
+    evented = process("imbus", evented=True)
+    evented.events.expect(FAILED)
+    while time.monotonic() - began < 2 * sharing.PATIENCE:
+        evented.events.expect(FAILED)
+    fake.forward()
+    assert settled(evented, plain, *guests) == [evented]
+    assert [one.directs for one in guests] == [0, 0, 0]
+    hear(fake, evented, plain, *guests)
+
+
+def test_nobody_looks_for_a_better_one_while_it_connects(fake, process):
+    """It would wait for as long, and its supervisor with it."""
+    host = process("imbus")
+    connected(host.listener)
+    guest = process("imbus")
+    settled(host, guest)
+    fake.refuse()
+    fake.cut()
+    before = guest.session or host.session
+    guest.events.expect(LOST)
+    expect(guest.sharing._lock.locked)
+    began = time.monotonic()
+    assert guest.sharing.better(before) is False
+    assert time.monotonic() - began < 2
+    fake.forward()
+    settled(host, guest)
+
+
 def test_a_host_that_is_long_without_session_keeps_nobody_from_one(fake, process, monkeypatch):
-    monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.05)
     refuses = []
 
     def direct():

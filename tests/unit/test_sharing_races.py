@@ -86,7 +86,7 @@ def test_long_notifications_cost_no_guest_its_session(fake, host, guest, feed):
 
 
 def test_a_guest_that_reads_nothing_is_let_go(fake, host, guest, feed, parameters):
-    stopped = GuestSession(host.sharing._name("plain"), 1)
+    stopped = GuestSession(host.sharing._name("plain"), 1, 1.0)
     stopped.listen(frozenset(["imbus"]))
     begin = time.monotonic()
     for number in range(2000):
@@ -181,7 +181,7 @@ def test_what_a_guest_listens_on_anew_is_in_force_when_the_host_says_so_again(pa
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        guest = GuestSession(name, 1)
+        guest = GuestSession(name, 1, 1.0)
         guest.listen(frozenset(["a", "x"]))
         guest.listen(frozenset(["a"]))
         with pytest.raises(psycopg2.OperationalError):
