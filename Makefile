@@ -15,6 +15,10 @@ ARGS ?=
 MINUTES ?= 10
 # How many Odoos "test" and "matrix" run at a time.
 JOBS ?= 2
+# Servers other than those of this machine, from Debian's packages: a major version of PostgreSQL (17, 18, 19), and the
+# suite that has the PgBouncer (trixie, sid). The programs read them from the environment.
+export POSTGRESQL ?=
+export PGBOUNCER ?=
 # Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin.
 TREES ?=
 # Not empty: "bench" takes few samples.

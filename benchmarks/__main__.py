@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+from stack import servers
+
 from . import burst, connections, cost, flood, latency, listeners, outage, plots, report, scale, sharing, versions
 
 PARTS = {
@@ -36,6 +38,10 @@ def main():
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error("no such part: %s; there are: %s" % (", ".join(sorted(unknown)), ", ".join(PARTS)))
+    try:
+        servers.check()
+    except RuntimeError as error:
+        parser.error(str(error))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:

@@ -4,7 +4,7 @@ import contextlib
 import random
 
 from stack.postgres import PostgreSQL, full_version, version
-from stack.servers import server_programs
+from stack.servers import postgres_programs
 
 from .bare import CHANNEL, BareListeners, notifies_per_second
 from .figures import spread
@@ -28,7 +28,7 @@ def run(quick, tell):
         settings = {"max_connections": 100 + counts[-1], "log_statement": "none"}
         for name in (version(), *(_NEWER[-1:] if quick else _NEWER)):
             try:
-                programs = None if name == version() else server_programs(name)
+                programs = None if name == version() else postgres_programs(name)
                 servers[name] = exits.enter_context(PostgreSQL(settings, programs=programs))
                 versions[name] = full_version(programs)
             except RuntimeError as error:  # the others are worth having

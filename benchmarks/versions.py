@@ -12,8 +12,8 @@ import psutil
 from stack.builds import find_build
 from stack.commands import CommandError, run
 from stack.postgres import full_version
+from stack.servers import pgbouncer_program
 from stack.stack import ADDON
-from stack.system import pgbouncer_bin
 
 from .contenders import oca_version
 
@@ -26,7 +26,7 @@ def collect():
     found = {
         "bus_alt_connection": "%s%s" % (manifest["version"], _commit()),
         "PostgreSQL": full_version(),
-        "PgBouncer": run([pgbouncer_bin(), "-V"]).split()[1],
+        "PgBouncer": run([pgbouncer_program(), "-V"]).split()[1],
         "tools": "Python %s, psycopg2 %s, websockets %s"
         % (
             platform.python_version(),

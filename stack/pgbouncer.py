@@ -8,7 +8,7 @@ from psycopg2.extras import RealDictCursor
 
 from . import ports, postgres
 from .process import Process, server_user
-from .system import pgbouncer_bin
+from .servers import pgbouncer_program
 
 ADMIN = "pgbouncer"
 ADMIN_PASSWORD = "pgbouncer-s3cret"
@@ -54,7 +54,7 @@ class PgBouncer(Process):
         self.databases = dict(databases or {})
 
     def command(self):
-        return [pgbouncer_bin(), self.folder / "pgbouncer.ini"]
+        return [pgbouncer_program(), self.folder / "pgbouncer.ini"]
 
     def prepare(self):
         self._write_configuration()

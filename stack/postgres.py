@@ -14,7 +14,7 @@ from . import ports
 from .archive import archived, unpack
 from .commands import run
 from .process import Process, identity, server_user
-from .system import postgres_bin
+from .servers import postgres_programs
 
 SUPERUSER = "postgres"
 SUPERUSER_PASSWORD = "postgres-s3cret"
@@ -36,13 +36,13 @@ _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": si
 
 
 def version(programs=None):
-    """Return the major version of the PostgreSQL in ``programs``, as text; default: the one of this machine."""
+    """Return the major version of the PostgreSQL in ``programs``, as text; default: the one that is chosen."""
     return re.match(r"\d+", full_version(programs))[0]
 
 
 def full_version(programs=None):
     """Return the version with all that the distribution has to say of it."""
-    return run([(programs or postgres_bin()) / "postgres", "-V"]).split(" ", 2)[2].strip()
+    return run([(programs or postgres_programs()) / "postgres", "-V"]).split(" ", 2)[2].strip()
 
 
 def libpq_parameters(place, dbname="postgres"):
@@ -58,7 +58,7 @@ class PostgreSQL(Process):
     :param settings: additions to ``postgresql.conf``, by name; changes of the attribute count from the next
         :meth:`start` or :meth:`reload` on
     :param archive: tar file with the data folder to start from; default: an empty cluster
-    :param programs: folder with the programs of another version, such as :func:`~.servers.server_programs` returns
+    :param programs: folder with the programs of another version, such as :func:`~.servers.postgres_programs` returns
     """
 
     name = "postgresql"
@@ -71,7 +71,7 @@ class PostgreSQL(Process):
         self.user, self.password = USER, PASSWORD  # of Odoo
         self.settings = dict(settings or {})
         self.data = self.folder / "data"
-        self.programs = programs or postgres_bin()
+        self.programs = programs or postgres_programs()
         self._archive = archive
 
     def command(self):

@@ -2,18 +2,20 @@
 
 It stays until Ctrl-C or SIGTERM. As soon as all is up, ``.stack/up.json`` says where what runs. Environment variables:
 
-=============  =======================================================================================================
-``SERIES``     of Odoo; default 19.0
-``ODOO``       a source tree of Odoo; default: the package of Debian
-``PYTHON``     interpreter for that tree
-``WORKERS``    number of HTTP workers; default 0, a threaded server
-``CRON``       number of cron threads, or of cron workers beside HTTP workers; default 1
-``ADDON``      a folder that holds a ``bus_alt_connection`` to load; default: this one; ``none``: without
-``POOLER``     ``pgbouncer`` (default) or ``none``
-``MODULES``    what to install, separated by commas; default ``bus``
-``LOAD``       the whole value for Odoo's ``--load``
-``DIRECT``     ``none``: do not tell the addon how to reach PostgreSQL directly
-=============  =======================================================================================================
+==============  ======================================================================================================
+``SERIES``      of Odoo; default 19.0
+``ODOO``        a source tree of Odoo; default: the package of Debian
+``PYTHON``      interpreter for that tree
+``WORKERS``     number of HTTP workers; default 0, a threaded server
+``CRON``        number of cron threads, or of cron workers beside HTTP workers; default 1
+``ADDON``       a folder that holds a ``bus_alt_connection`` to load; default: this one; ``none``: without
+``POOLER``      ``pgbouncer`` (default) or ``none``
+``MODULES``     what to install, separated by commas; default ``bus``
+``LOAD``        the whole value for Odoo's ``--load``
+``DIRECT``      ``none``: do not tell the addon how to reach PostgreSQL directly
+``POSTGRESQL``  major version of it; default: that of this machine, see :mod:`.servers`
+``PGBOUNCER``   suite of Debian that has it; default: the one of this machine
+==============  ======================================================================================================
 
 All variables ``IMDISPATCHER_*`` and ``ODOO_IMDISPATCHER_*`` are passed on to Odoo. Unless there is a host or a port for
 the direct connection among them, the addon is told that of the PostgreSQL server.
@@ -30,7 +32,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import guard
+from . import guard, servers
 from .archive import CACHE
 from .database import LOGIN, PASSWORD, UnknownModule
 from .postgres import SUPERUSER, SUPERUSER_PASSWORD
@@ -80,6 +82,7 @@ def stack_from(environ):
     if not re.fullmatch(r"\w+(,\w+)*", modules):
         raise Refused("MODULES=%s: not names of modules, separated by commas" % modules)
     try:
+        servers.check(environ)
         return Stack(
             series,
             workers=int(workers),

@@ -6,6 +6,7 @@ import re
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from stack import servers
 from stack.builds import use_tree
 from stack.odoo import series_number
 from tests.support.variants import MODES, VARIANTS
@@ -24,6 +25,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    try:
+        servers.check()
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from None
     odoo = config.getoption("--odoo")
     if not odoo:
         return

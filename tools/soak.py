@@ -30,6 +30,7 @@ import psycopg2
 import requests
 import websocket
 
+from stack import servers
 from stack.odoo import http_session
 from stack.stack import Stack
 from stack.waiting import wait_until
@@ -602,6 +603,10 @@ def main():
     parser.add_argument("--write", metavar="FILE", help="put the result at the end of this text, docs/soak.rst")
     parser.add_argument("--logs", metavar="FOLDER", help="keep the logs of both Odoos there")
     arguments = parser.parse_args()
+    try:
+        servers.check()
+    except RuntimeError as error:
+        parser.error(str(error))
 
     def say(text):
         print(text, flush=True)

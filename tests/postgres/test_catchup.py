@@ -11,7 +11,6 @@ import pytest
 from bus_alt_connection import catchup
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.process import identity
-from stack.system import postgres_bin
 from stack.waiting import wait_until
 from tests.support.backlog import AskedBacklog
 
@@ -273,7 +272,7 @@ def test_rows_are_told_apart_in_a_cluster_whose_transaction_ids_have_wrapped_aro
     with PostgreSQL() as server:
         server.stop()
         subprocess.run(
-            [postgres_bin() / "pg_resetwal", "--epoch=5", server.data],
+            [server.programs / "pg_resetwal", "--epoch=5", server.data],
             check=True,
             stdout=subprocess.DEVNULL,
             **identity(server.run_as),

@@ -61,6 +61,8 @@ def test_each_variable_is_passed_on(asked, name, value, argument, given):
         ("POOLER", "pgpool", "neither pgbouncer nor none"),
         ("DIRECT", "yes", "only none is known"),
         ("MODULES", "bus, mail", "not names of modules, separated by commas"),
+        ("POSTGRESQL", "9", "Debian's packages have 17, 18, 19; leave it out for that of this machine"),
+        ("PGBOUNCER", "1.24", "Debian's packages have trixie, sid; leave it out for that of this machine"),
     ],
 )
 def test_what_is_no_good_is_refused(asked, name, value, why):
