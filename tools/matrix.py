@@ -2,13 +2,15 @@
 
     python -m tools.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
 
-Each Odoo is run threaded and prefork, some of these side by side. What pytest prints is kept in ``.stack/matrix/``.
+Each Odoo is run threaded and prefork, some of these side by side, on the servers of this machine; some once more, on
+the newest PostgreSQL and PgBouncer that Debian has. What pytest prints is kept in ``.stack/matrix/``.
 A run of all series in which nothing failed is written to ``docs/matrix.rst``.
 """
 
 import argparse
 import contextlib
 import datetime
+import os
 import re
 import signal
 import subprocess
@@ -22,12 +24,11 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
-from stack import guard
+from stack import guard, servers
 from stack.archive import CACHE
 from stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_release
 from stack.commands import run, say
 from stack.odoo import series_number
-from stack.system import pgbouncer_bin, postgres_bin
 from tests.support.variants import MODES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,8 @@ DOCUMENT = ROOT / "docs" / "matrix.rst"
 
 # Besides the one that suits a series best: 12.0 was made for Python 3.5, and 3.6 is the oldest that there still is.
 ALSO_ON = {"12.0": "3.6"}
+# On the newest servers as well: those that Odoo's users run most, and the newest.
+ON_NEWEST = ("14.0", "19.0", "19.1")
 # Seconds for one Odoo in one mode, the database that is made for it included.
 DEADLINE = 3600
 
@@ -51,6 +54,7 @@ class Row(NamedTuple):
     build: Build
     version: str
     options: list  # of pytest, to run on this one
+    servers: dict = {}  # environment variables that choose them, see stack.servers
 
 
 class Result(NamedTuple):
@@ -100,6 +104,33 @@ def find_rows(trees):
     return sorted(rows, key=lambda row: (series_number(row.build.series), row.version, row.name))
 
 
+def newest_servers():
+    """Return the environment variables that choose the newest servers, once these can be run; none if some are chosen.
+
+    :raise Refused: they can not be had, or what is chosen is no good
+    """
+    try:
+        servers.check()
+        if any(os.environ.get(variable) for variable in servers.NEWEST):
+            return {}
+        servers.postgres_programs(servers.NEWEST["POSTGRESQL"])
+        servers.pgbouncer_program(servers.NEWEST["PGBOUNCER"])
+    except RuntimeError as error:
+        raise Refused(error) from error
+    return servers.NEWEST
+
+
+def on_newest_too(rows, newest):
+    """Return ``rows``, and after the last of each series in `ON_NEWEST` the same one on the ``newest`` servers."""
+    last = {row.build.series: row for row in rows if newest and row.build.series in ON_NEWEST}
+    found = []
+    for row in rows:
+        found.append(row)
+        if row is last.get(row.build.series):
+            found.append(row._replace(name=row.name + "-newest-servers", servers=newest))
+    return found
+
+
 def _find_trees(folder):
     folder = Path(folder)
     if not folder.is_dir():
@@ -147,19 +178,19 @@ class Runner:
         # The results of many at a time are not what --last-failed is to know.
         options = [*row.options, "--odoo-mode=" + mode, "-p", "no:cacheprovider", "--junitxml=%s" % report]
         began = time.monotonic()
-        result = self._try(["tests", *options, *self._arguments], report, log_of(row, mode))
+        result = self._try(["tests", *options, *self._arguments], report, log_of(row, mode), row.servers)
         again = [case for case in result.failed if case.count("::") == 1]
         if again and again == result.failed:
             # Real servers on a machine that others use as well may be late once: a second try, by itself.
-            once_more = self._try([*map(_path, again), *options], report, log_of(row, mode, "again"))
+            once_more = self._try([*map(_path, again), *options], report, log_of(row, mode, "again"), row.servers)
             result = Result(result.passed + once_more.passed, once_more.failed, 0, once_more.passed)
         return result._replace(seconds=time.monotonic() - began)
 
-    def _try(self, arguments, report, log):
-        code = self._call([sys.executable, "-m", "pytest", *arguments], log)
+    def _try(self, arguments, report, log, variables):
+        code = self._call([sys.executable, "-m", "pytest", *arguments], log, variables)
         return _read_result(report, code)
 
-    def _call(self, command, log):
+    def _call(self, command, log, variables):
         with open(log, "w") as output:
             with self._lock:
                 if self._stopped:
@@ -168,6 +199,7 @@ class Runner:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
+                    env={**os.environ, **variables},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -256,15 +288,15 @@ def describe(rows, results):
             "build": row.version,
             "Python": row.build.python,
             "psycopg2 (libpq)": "%s (%s)" % (row.build.psycopg2, _libpq(row.build)),
+            "PostgreSQL": _version(servers.postgres_programs(row.servers.get("POSTGRESQL")) / "postgres"),
+            "PgBouncer": _version(servers.pgbouncer_program(row.servers.get("PGBOUNCER"))),
             **{mode: str(results[row.name, mode]) for mode in MODES},
             "seconds": round(sum(results[row.name, mode].seconds for mode in MODES)),
         }
         for row in rows
     ]
-    return "Run on %s with PostgreSQL %s and PgBouncer %s:\n\n%s\n" % (
+    return "Run on %s:\n\n%s\n" % (
         datetime.date.today(),
-        _version([postgres_bin() / "postgres", "-V"]),
-        _version([pgbouncer_bin(), "-V"]),
         tabulate(table, headers="keys", tablefmt="rst", disable_numparse=True),
     )
 
@@ -274,8 +306,8 @@ def _libpq(build):
     return "%d.%d" % (number // 10000, number % 10000)
 
 
-def _version(command):
-    return re.search(r"\d+(\.\d+)+", run(command))[0]
+def _version(program):
+    return re.search(r"\d+(\.\d+)+", run([program, "-V"]))[0]
 
 
 def main():
@@ -288,7 +320,8 @@ def main():
     try:
         if not re.fullmatch("[1-9][0-9]*", options.jobs):
             raise Refused("JOBS=%s: not a number of 1 or more" % options.jobs)
-        rows = find_rows(options.trees)
+        newest = newest_servers()
+        rows = on_newest_too(find_rows(options.trees), newest)
         if not options.trees:
             say("only Debian's %s: name a folder with source trees for more, TREES=/folder" % " and ".join(DEBIAN))
         results = run_all(rows, int(options.jobs), arguments)
@@ -301,9 +334,15 @@ def main():
     print("\n" + text)
     well = not any(result.failed for result in results.values())
     missing = sorted(set(PYTHONS) - {row.build.series for row in rows})
-    if arguments or missing or not well:
-        why = "arguments for pytest" if arguments else "no %s" % ", ".join(missing) if missing else "failures"
-        print("docs/%s is left as it was: %s." % (DOCUMENT.name, why))
+    reasons = {
+        "arguments for pytest": arguments,
+        "a choice of servers": not newest,
+        "no %s" % ", ".join(missing): missing,
+        "failures": not well,
+    }
+    why = [reason for reason, holds in reasons.items() if holds]
+    if why:
+        print("docs/%s is left as it was: %s." % (DOCUMENT.name, ", ".join(why)))
     else:
         DOCUMENT.write_text(text)
         print("Written to docs/%s." % DOCUMENT.name)

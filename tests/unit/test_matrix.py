@@ -1,11 +1,13 @@
 """The matrix names what it can not run, fails if anything did, or if nothing ran, and makes a table of the rest."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from stack import servers
 from tools import matrix
 
 
@@ -94,7 +96,7 @@ def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch,
     runner = matrix.Runner([])
     commands = []
 
-    def call(command, log):
+    def call(command, log, variables):
         commands.append(command)
         outcome = second if len(commands) > 1 else "<failure/>"
         cases = '<testcase classname="tests.odoo.test_stop" name="test_a[13.0-prefork]">%s</testcase>' % outcome
@@ -110,13 +112,70 @@ def test_what_failed_is_tried_again_and_the_table_says_so(tmp_path, monkeypatch,
     assert "tests" not in commands[1]
 
 
+def row(series, name):
+    return matrix.Row(name, SimpleNamespace(series=series), series, ["--odoo=" + series])
+
+
+def test_the_last_of_some_series_is_run_on_the_newest_servers_too():
+    rows = [row("14.0", "a"), row("14.0", "b"), row("18.0", "c"), row("19.0", "d")]
+    newest = {"POSTGRESQL": "18", "PGBOUNCER": "sid"}
+    found = [(one.name, one.options[0], one.servers) for one in matrix.on_newest_too(rows, newest)]
+    assert found == [
+        ("a", "--odoo=14.0", {}),
+        ("b", "--odoo=14.0", {}),
+        ("b-newest-servers", "--odoo=14.0", newest),
+        ("c", "--odoo=18.0", {}),
+        ("d", "--odoo=19.0", {}),
+        ("d-newest-servers", "--odoo=19.0", newest),
+    ]
+    assert matrix.on_newest_too(rows, {}) == rows
+
+
+@pytest.fixture
+def got(monkeypatch):
+    """The servers that were got, as a list that fills; there are none in the environment."""
+    got = []
+    for name in servers.NEWEST:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(servers, "postgres_programs", got.append)
+    monkeypatch.setattr(servers, "pgbouncer_program", got.append)
+    return got
+
+
+def test_the_newest_servers_are_got_before_anything_is_run(got):
+    assert matrix.newest_servers() == servers.NEWEST
+    assert got == list(servers.NEWEST.values())
+
+
+def test_servers_that_are_chosen_are_the_only_ones(got, monkeypatch):
+    monkeypatch.setenv("PGBOUNCER", "trixie")
+    assert matrix.newest_servers() == {}
+    assert got == []
+
+
+def test_servers_that_there_are_not_are_refused(got, monkeypatch):
+    monkeypatch.setenv("PGBOUNCER", "1.24")
+    with pytest.raises(matrix.Refused, match="^PGBOUNCER=1.24: [^\n]*$"):
+        matrix.newest_servers()
+
+
+def test_who_runs_pytest_passes_on_the_choice_of_servers(tmp_path):
+    log = tmp_path / "log"
+    show = "import os; print(os.environ['PGBOUNCER'], 'HOME' in os.environ)"
+    assert matrix.Runner([])._call([sys.executable, "-c", show], log, {"PGBOUNCER": "sid"}) == 0
+    assert log.read_text() == "sid True\n"
+
+
 def test_the_table_has_a_row_for_each_odoo_and_a_result_for_each_mode(monkeypatch):
-    monkeypatch.setattr(matrix, "postgres_bin", Path)
-    monkeypatch.setattr(matrix, "pgbouncer_bin", Path)
-    monkeypatch.setattr(matrix, "_version", lambda command: "1.18")
+    monkeypatch.setattr(servers, "postgres_programs", lambda version: Path(version or "15"))
+    monkeypatch.setattr(servers, "pgbouncer_program", lambda suite: suite or "bookworm")
+    monkeypatch.setattr(matrix, "_version", str)
     monkeypatch.setattr(matrix, "_libpq", lambda build: "15.3")
     build = SimpleNamespace(series="13.0", python="3.7.9", psycopg2="2.8.6")
-    rows = [matrix.Row("odoo-13", build, "13.0-20221019", []), matrix.Row("again", build, "Debian 13.0", [])]
+    rows = [
+        matrix.Row("odoo-13", build, "13.0-20221019", []),
+        matrix.Row("again", build, "Debian 13.0", [], servers.NEWEST),
+    ]
     results = {
         ("odoo-13", "threaded"): matrix.Result(20, [], 60.2),
         ("odoo-13", "prefork"): matrix.Result(18, ["a::b", "a::c"], 61),
@@ -125,6 +184,26 @@ def test_the_table_has_a_row_for_each_odoo_and_a_result_for_each_mode(monkeypatc
     }
     table = [re.split("  +", line) for line in matrix.describe(rows, results).splitlines() if "2.8.6" in line]
     assert table == [
-        ["13.0", "13.0-20221019", "3.7.9", "2.8.6 (15.3)", "20 passed", "2 failed, 18 passed", "121"],
-        ["13.0", "Debian 13.0", "3.7.9", "2.8.6 (15.3)", "20 passed, 1 on retry", "20 passed", "3"],
+        [
+            "13.0",
+            "13.0-20221019",
+            "3.7.9",
+            "2.8.6 (15.3)",
+            "15/postgres",
+            "bookworm",
+            "20 passed",
+            "2 failed, 18 passed",
+            "121",
+        ],
+        [
+            "13.0",
+            "Debian 13.0",
+            "3.7.9",
+            "2.8.6 (15.3)",
+            "18/postgres",
+            "sid",
+            "20 passed, 1 on retry",
+            "20 passed",
+            "3",
+        ],
     ]
