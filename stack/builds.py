@@ -31,6 +31,7 @@ PYTHONS = {
     "17.0": ("3.11", "3.12", "3.10"),
     "18.0": ("3.12", "3.11", "3.13", "3.10"),
     "19.0": ("3.12", "3.13", "3.11", "3.10"),
+    "19.1": ("3.12", "3.13"),
 }
 
 #: The series that Debian has: suite, and packages. Debian's package of Odoo has links to some libraries of the web
@@ -107,6 +108,8 @@ def use_tree(tree, python=None):
 def tree_release(tree):
     """Return series and version of a source tree, such as "15.0" and "15.0-20221019"; both are the same in a clone.
 
+    The series of saas~19.1, as Odoo's own servers have it, and of 19.1a1, an alpha, is "19.1".
+
     :raise RuntimeError: it is none, or none of a known series
     """
     tree = Path(tree)
@@ -114,7 +117,7 @@ def tree_release(tree):
     if not (tree / "odoo-bin").exists() or not release.exists():
         raise RuntimeError("%s is no source tree of Odoo: it has no odoo-bin or no odoo/release.py" % tree)
     found = runpy.run_path(str(release))
-    series = found.get("series")
+    series = str(found.get("series")).replace("saas~", "")
     if series not in PYTHONS:
         raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (tree, series, ", ".join(PYTHONS)))
     return series, found.get("version", series)

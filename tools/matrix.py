@@ -155,7 +155,9 @@ def _find_trees(folder):
 def _tree_version(tree):
     """Return the version with the date that archives of Odoo have, or what their owner calls the folder."""
     series, version = tree_release(tree)
-    if version == series:
+    if "-" not in version:
+        # That of an alpha tells no more than the series.
+        version = series
         with contextlib.suppress(FileNotFoundError):
             version = re.search(r"^Version: (\S+)", (tree / "PKG-INFO").read_text(), re.MULTILINE)[1]
     return tree.name if version == series else version

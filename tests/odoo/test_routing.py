@@ -250,6 +250,7 @@ def test_only_post_load_patches_and_only_once(variant, tmp_path):
         import json
         import sys
 
+        import odoo.service.server  # 19.1 finds it there before it can load an addon
         from odoo import sql_db
         from odoo.modules.module import initialize_sys_path, load_openerp_module
         from odoo.tools import config

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from stack import servers
+from stack.builds import tree_release
 from tools import matrix
 
 
@@ -53,7 +54,7 @@ def an_addon_of_the_same_name(folder):
         (no_trees, r"no source tree of Odoo in it, that is no .*/\*/odoo-bin$"),
         (a_tree_itself, r"no source tree of Odoo in it, that is no .*/\*/odoo-bin$"),
         (no_release, r"/broken is no source tree of Odoo: it has no odoo-bin or no odoo/release\.py$"),
-        (a_series_of_the_past, "/old has Odoo 11.0, which is unknown; known are 12.0, .*, 19.0$"),
+        (a_series_of_the_past, "/old has Odoo 11.0, which is unknown; known are 12.0, .*, 19.1$"),
         (an_addon_of_the_same_name, "/with_oca/addons has a bus_alt_connection, .*: take it out$"),
     ],
 )
@@ -67,8 +68,14 @@ def test_the_build_is_what_the_tree_tells_or_the_name_of_its_folder(tmp_path):
     assert matrix._tree_version(tree(tmp_path / "one", "15.0", "15.0-20221019")) == "15.0-20221019"
     two = tree(tmp_path / "two")
     assert matrix._tree_version(two) == "two"
+    assert matrix._tree_version(tree(tmp_path / "alpha", "19.1", "19.1a1")) == "alpha"
     (two / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: odoo\nVersion: 15.0.post20221019\n")
     assert matrix._tree_version(two) == "15.0.post20221019"
+
+
+@pytest.mark.parametrize(("series", "version"), [("19.1", "19.1a1"), ("saas~19.1", "saas~19.1")])
+def test_neither_an_alpha_nor_what_odoos_servers_run_is_a_series_of_its_own(tmp_path, series, version):
+    assert tree_release(tree(tmp_path, series, version)) == ("19.1", version)
 
 
 @pytest.mark.parametrize(
