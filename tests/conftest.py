@@ -1,5 +1,6 @@
 """Options of all tests, the variants of Odoo that they lead to, and which tests run side by side."""
 
+import math
 import os
 import re
 
@@ -58,8 +59,8 @@ def pytest_generate_tests(metafunc):
     mark = metafunc.definition.get_closest_marker("variants")
     options = mark.kwargs if mark else {}
     names = mark.args if mark and mark.args else VARIANTS
-    since = options.get("since", 0)
-    chosen = [name for name in names if name in VARIANTS and series_number(VARIANTS[name][0]) >= since]
+    since, before = options.get("since", 0), options.get("before", math.inf)
+    chosen = [name for name in names if name in VARIANTS and since <= series_number(VARIANTS[name][0]) < before]
     # What adds little takes no time of "make test".
     if not metafunc.config.getoption("--odoo"):
         chosen = [name for name in chosen if name not in options.get("spare", ())]

@@ -29,6 +29,9 @@ CONF = {
 }
 REFUSED = 'permission denied for database "postgres"'
 
+# From 19.1 on there is one of Odoo's own.
+our_option = pytest.mark.variants(before=19.1)
+
 
 def keep_to_itself(stack, database="postgres"):
     stack.server.execute("REVOKE CONNECT ON DATABASE %s FROM PUBLIC" % database)
@@ -73,7 +76,14 @@ def listening_on(stack, odoo):
     return {row.datname for row in stack.direct_connections() if row.application_name in names}
 
 
+def ways(stack, pattern, since=0):
+    """Return the databases on which statements were said, and whether through the pooler, after a mark in the log."""
+    said = traffic.statements(stack, since)
+    return {(one.database, one.pooled) for one in said if re.search(pattern, one.text, re.IGNORECASE)}
+
+
 @pytest.mark.matrix
+@our_option
 def test_nobody_has_been_to_postgres_since_the_start(stack):
     assert stack.server.value("SELECT has_database_privilege(%s, 'postgres', 'CONNECT')", (USER,)) is False
     with stack.client():
@@ -86,14 +96,14 @@ def test_nobody_has_been_to_postgres_since_the_start(stack):
 
 
 @pytest.mark.matrix
+@our_option
 def test_the_bus_sends_and_listens_there(stack, nothing_on_postgres):
     with stack.client() as client:
         wait_until_confirmed(stack)
         mark = stack.server.log_mark()
         hear(stack.odoo, client, "hello")
         assert listening_on(stack, stack.odoo) == {"customer"}
-        sent = [one for one in traffic.statements(stack, mark) if re.search("(?i)notify.*imbus", one.text)]
-        assert {(one.database, one.pooled) for one in sent} == {("customer", True)}
+        assert ways(stack, "notify.*imbus", mark) == {("customer", True)}
 
 
 def test_scheduled_actions_run(stack, nothing_on_postgres):
@@ -103,8 +113,7 @@ def test_scheduled_actions_run(stack, nothing_on_postgres):
     # Up to 14.0 cron looks for work once a minute.
     triggers = series_number(stack.series) >= 15
     wait_until(action.has_run, 10 if triggers else 100, "the action to run", tail=stack.odoo.log_tail)
-    sent = [one for one in traffic.statements(stack, mark) if re.search("(?i)notify.*cron_trigger", one.text)]
-    assert {(one.database, one.pooled) for one in sent} == ({("customer", True)} if triggers else set())
+    assert ways(stack, "notify.*cron_trigger", mark) == ({("customer", True)} if triggers else set())
 
 
 def test_the_manager_makes_lists_and_drops_a_database(stack, nothing_on_postgres):
@@ -175,6 +184,35 @@ def client_of(odoo):
     client = kind(odoo.http_url, odoo.event_url, odoo.database, websocket_version=version)
     client.subscribe(["tests"])
     return client
+
+
+# Odoo's own option
+
+
+@pytest.mark.matrix
+@pytest.mark.variants(since=19.1)
+@pytest.mark.parametrize("given, used", [("customer", "customer"), (None, "postgres")], ids=["set", "unset"])
+def test_odoos_own_option_rules_where_there_is_one(new_stack, given, used):
+    def prepare(stack):
+        stack.server.execute("CREATE DATABASE customer")
+        return {}
+
+    stack = new_stack(jobs=False, conf={"db_system": given}, system_database="customer", environment=prepare)
+    with stack.client(listening=False) as client:
+        wait_until_confirmed(stack)
+        action = ScheduledAction(stack)
+        mark = stack.server.log_mark()
+        hear(stack.odoo, client, "hello")
+        action.trigger()
+        wait_until(action.has_run, 10, "the action to run", tail=stack.odoo.log_tail)
+    assert ways(stack, "listen cron_trigger") == {(used, False)}
+    assert ways(stack, "notify.*cron_trigger", mark) == {(used, True)}
+    # The bus of the first builds of 19.1 stays on postgres, whatever the option says. Where it sends it is listened.
+    ((bus, pooled),) = ways(stack, "notify.*imbus", mark)
+    assert bus in (used, "postgres") and pooled
+    assert ways(stack, "listen imbus") == {(bus, False)}
+    warning = "IMDISPATCHER_DB_DBNAME and Odoo's own db_system differ; db_system is used"
+    assert {one.message for one in troubles(stack)} == ({warning} if used != "customer" else set())
 
 
 # Roles that may do little
