@@ -2,8 +2,13 @@
 
 import contextlib
 import json
+import os
+import re
+import signal
 
+import psutil
 import pytest
+import requests
 
 from stack.builds import find_build
 from stack.database import DATABASE
@@ -16,12 +21,13 @@ SERIES = "19.0"
 
 
 @contextlib.contextmanager
-def _stack_with(addon, workers=0, **conf):
+def _stack_with(addon, workers=0, environment=None, **conf):
     """Yield a stack of 19.0 that loads one of the addons in tests/support/addons too."""
     addons_path = [*find_build(SERIES).addons_paths, ADDON, ADDON / "tests" / "support" / "addons"]
     with Stack(
         SERIES,
         workers,
+        environment=environment,
         load="%s,bus_alt_connection,%s" % (default_load(SERIES), addon),
         conf={"addons_path": ",".join(map(str, addons_path)), **conf},
     ) as stack:
@@ -75,6 +81,55 @@ def test_what_the_dispatcher_of_20_0_missed_is_found_in_the_system_database(disp
     stack.wait_for_listen("imbus")
     assert _listening_backend(stack) != lost
     assert "the listener failed" not in stack.odoo.log()
+
+
+def test_gevent_processes_at_one_port_share_a_connection():
+    with _stack_with("future_gevent", workers=2, environment={"IMDISPATCHER_CHECK_INTERVAL": "3"}) as stack:
+        clients = []
+        first, second = wait_until(lambda: len(_gevents(stack)) == 2 and _gevents(stack), 30, "two of them", 0.1)
+
+        def both_listen():
+            # Which of them it reaches is up to the kernel.
+            clients.append(stack.client(listening=False))
+            return {first, second} <= _listening(stack)
+
+        wait_until(both_listen, 30, "both to have clients", 0.2, stack.odoo.log_tail)
+        # The cron worker hosts until it has found one of them.
+        host = wait_until(lambda: _only_connection(stack) & {first, second}, 20, "one of them to host", 0.1).pop()
+        stack.send("tests", "hello")
+        for client in clients:
+            client.wait_for("hello")
+        # Each answers for itself.
+        assert {_health(stack) for _ in range(40)} == {("pass", "listening"), ("pass", "shared")}
+
+        os.kill(host, signal.SIGKILL)
+        wait_until(lambda: any(client.failures for client in clients), 10, "its clients to notice")
+        stack.send("tests", "hello again")
+        left = [client for client in clients if not client.failures]
+        assert left
+        for client in left:
+            client.wait_for("hello again")
+        wait_until(lambda: _only_connection(stack) == {first, second} - {host}, 20, "the other to host", 0.1)
+
+
+def _gevents(stack):
+    return [child.pid for child in psutil.Process(stack.odoo.pid).children() if "gevent" in child.cmdline()]
+
+
+def _listening(stack):
+    """Return the ids of the processes that listen on imbus."""
+    return {one.pid for one in addonlog.records(stack) if re.match("listening( again)? on .*imbus", one.message)}
+
+
+def _only_connection(stack):
+    """Return the process that has the only direct connection, in a set; an empty one if there are several."""
+    rows = stack.direct_connections()
+    return {int(row.application_name.rpartition("-")[2]) for row in rows} if len(rows) == 1 else set()
+
+
+def _health(stack):
+    says = requests.get(stack.odoo.event_url + "/bus_alt_connection/health", timeout=10).json()
+    return says["status"], says["mode"]
 
 
 def test_a_worker_that_wants_more_of_its_cursor_gets_it_and_is_a_listener_like_any_other():

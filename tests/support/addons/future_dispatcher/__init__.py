@@ -1,13 +1,14 @@
-"""A dispatcher that treats its cursor and its connection as Odoo 20.0's ``BusDispatcher`` does.
+"""A dispatcher that treats its cursor, its connection and its payloads as the ``BusDispatcher`` of Odoo's master does.
 
-Unlike that of 19.0 it listens on the database that the option ``db_system`` names, and leaves it to another thread to
-look up what there is for a channel.
+Unlike that of 19.0 it listens on the database that the option ``db_system`` names, leaves it to another thread to look
+up what there is for a channel, and pauses for 20 to 30 s if anything goes wrong: an empty channel, or a list in one.
 """
 
 import collections
 import json
 import logging
 import queue
+import random
 import selectors
 import threading
 
@@ -19,7 +20,10 @@ _logger = logging.getLogger(__name__)
 
 # Seconds; it takes the loop a while to end.
 POLL_TIMEOUT = 50
-RETRY_DELAY = 1
+RETRY_DELAY = (20, 30)
+
+#: what somebody has subscribed to
+NAMES = ("sent", "missed")
 
 
 class Dispatcher(threading.Thread):
@@ -27,6 +31,7 @@ class Dispatcher(threading.Thread):
         super().__init__(daemon=True, name="%s.listener" % __name__)
         self.stopped = threading.Event()
         self.channels = queue.Queue()
+        self.topics = {(config["db_system"], name) for name in NAMES}
         self.worker = threading.Thread(target=self._work, daemon=True, name="%s.worker" % __name__)
 
     def run(self):
@@ -37,7 +42,7 @@ class Dispatcher(threading.Thread):
             except Exception:
                 if not self.stopped.is_set():
                     _logger.exception("the listener failed")
-            self.stopped.wait(RETRY_DELAY)
+            self.stopped.wait(random.uniform(*RETRY_DELAY))
 
     def _listen(self):
         with db_connect(config["db_system"]).cursor() as cr, selectors.DefaultSelector() as selector:
@@ -52,9 +57,9 @@ class Dispatcher(threading.Thread):
                 by_database = collections.defaultdict(list)
                 while connection.notifies:
                     for channel in json.loads(connection.notifies.pop().payload):
-                        by_database[channel[0]].append(channel)
+                        by_database[channel[0]].append(tuple(channel) if isinstance(channel, list) else channel)
                 for database, channels in by_database.items():
-                    self.channels.put((database, channels))
+                    self.channels.put((database, [one for one in channels if one in self.topics]))
 
     def _work(self):
         while True:
