@@ -13,15 +13,16 @@ def readable(payload, series):
     """Return ``payload``, of `BUS_CHANNEL`, as Odoo can read it; None if it can't.
 
     The bus takes a JSON list of channels, each a string or a flat list, and up to
-    ``series`` 19 dies of anything else; from 20 on lists may be nested. It is written
-    anew, since the JSON libraries of the series differ in what they forgive.
+    ``series`` 19 dies of anything else; from 20 on lists may be nested. That of 19.5
+    dies of an empty one, too. It is written anew, since the JSON libraries of the series
+    differ in what they forgive.
     """
     try:
         channels = json.loads(payload)
         if not isinstance(channels, list):
             return None
         depth = 100 if series >= 20 else 1
-        if not all(isinstance(one, (str, list)) and _fits(one, depth) for one in channels):
+        if not all(one and isinstance(one, (str, list)) and _fits(one, depth) for one in channels):
             return None
         payload = json.dumps(channels, ensure_ascii=False, separators=(",", ":"))
         payload.encode()  # lone surrogates

@@ -16,6 +16,7 @@ from stack.odoo import default_load
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
 from tests.support import addonlog, traffic
+from tests.support.payloads import HOSTILE
 
 SERIES = "19.0"
 
@@ -48,10 +49,11 @@ def _listening_backend(stack):
     return backend
 
 
-def _notify(stack, name):
+def _notify(stack, *payloads):
     with contextlib.closing(stack.pooler.connect(stack.database, application_name="tests")) as pooled:
-        with pooled, pooled.cursor() as cr:
-            cr.execute("SELECT pg_notify('imbus', %s)", (json.dumps([[stack.database, name]]),))
+        for payload in payloads:
+            with pooled, pooled.cursor() as cr:
+                cr.execute("SELECT pg_notify('imbus', %s)", (payload,))
 
 
 def test_the_dispatcher_of_20_0_listens_directly_on_the_system_database(dispatcher_stack):
@@ -59,7 +61,7 @@ def test_the_dispatcher_of_20_0_listens_directly_on_the_system_database(dispatch
     assert stack.wait_for_listen("imbus") == _listening_backend(stack)
     with contextlib.closing(stack.sender()) as sender:
         sender.insert("sent", "hello")
-    _notify(stack, "sent")
+    _notify(stack, json.dumps([[stack.database, "sent"]]))
     stack.odoo.wait_for_log("on sent: hello")
     # What its other threads ask is asked through the pooler.
     asked = [one for one in traffic.statements(stack) if one.text.startswith("SELECT message FROM bus_bus")]
@@ -80,6 +82,18 @@ def test_what_the_dispatcher_of_20_0_missed_is_found_in_the_system_database(disp
     stack.odoo.wait_for_log("on missed: hello again", mark)
     stack.wait_for_listen("imbus")
     assert _listening_backend(stack) != lost
+    assert "the listener failed" not in stack.odoo.log()
+
+
+def test_no_notification_makes_the_dispatcher_of_20_0_pause(dispatcher_stack):
+    stack = dispatcher_stack
+    stack.wait_for_listen("imbus")
+    _listening_backend(stack)
+    mark = stack.odoo.log_mark()
+    with contextlib.closing(stack.sender()) as sender:
+        sender.insert("sent", "after the garbage")
+    _notify(stack, *HOSTILE.values(), json.dumps([[stack.database, "sent"]]))
+    stack.odoo.wait_for_log("on sent: .*after the garbage", mark)
     assert "the listener failed" not in stack.odoo.log()
 
 

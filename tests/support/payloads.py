@@ -22,6 +22,8 @@ HOSTILE = {
     "a list of numbers": "[1, 2]",
     "a list with null": "[null]",
     "an object as channel": '[{"tests": 1}]',
+    "an empty channel": "[[]]",
+    "an empty name": '[""]',
     "an unhashable channel": '[["tests", ["tests"]]]',
     "an object in a channel": '[["tests", {}]]',
     "NaN": "[NaN]",
