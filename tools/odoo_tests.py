@@ -39,7 +39,7 @@ LOGS = CACHE / "odoo-tests"
 # Seconds for one of the three runs.
 _DEADLINE = 1800
 
-# As Odoo's odoo/tests/result.py writes them, from 16.0 to 19.0.
+# As Odoo's odoo/tests/result.py writes them, from 16.0 to 19.1.
 _RECORD = r"^\S+ \S+ \d+ [A-Z]+ \S+ (\S+): "
 _STARTED = re.compile(_RECORD + r"Starting (\w+\.test\w+) \.\.\.", re.MULTILINE)
 _SKIPPED = re.compile(_RECORD + r"skipped (.+?) : ", re.MULTILINE)
