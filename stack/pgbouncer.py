@@ -6,8 +6,8 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extras import RealDictCursor
 
-from . import ports, postgres
-from .process import Process, server_user
+from . import postgres
+from .poolers import Pooler
 from .servers import pgbouncer_program
 
 ADMIN = "pgbouncer"
@@ -25,7 +25,7 @@ _SETTINGS = {
 }
 
 
-class PgBouncer(Process):
+class PgBouncer(Pooler):
     """A PgBouncer on its own port of 127.0.0.1, with one pool per database of ``server``, set up as :data:`EXAMPLE`.
 
     :param server: the PostgreSQL it logs in to; set the attribute and :meth:`reload` to point it to another
@@ -44,13 +44,7 @@ class PgBouncer(Process):
     stop_signal = signal.SIGQUIT
 
     def __init__(self, server, user=postgres.USER, password=postgres.PASSWORD, settings=None, databases=None):
-        super().__init__(run_as=server_user())
-        self.host = "127.0.0.1"
-        self.port = ports.take_port()
-        self.server = server
-        self.user = user
-        self.password = password
-        self.settings = dict(settings or {})
+        super().__init__(server, user, password, settings)
         self.databases = dict(databases or {})
 
     def command(self):
@@ -65,21 +59,6 @@ class PgBouncer(Process):
         except psycopg2.OperationalError:
             return False
         return True
-
-    def close(self):
-        super().close()
-        ports.release_port(self.port)
-
-    def connect(self, dbname="postgres", user=None, password=None, **parameters):
-        """Return a new psycopg2 connection through the pooler, by default as Odoo's role."""
-        return psycopg2.connect(
-            host=self.host,
-            port=self.port,
-            dbname=dbname,
-            user=user or self.user,
-            password=password or self.password,
-            **parameters,
-        )
 
     # Admin console
 

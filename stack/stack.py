@@ -1,4 +1,4 @@
-"""PostgreSQL, PgBouncer and Odoo, put together."""
+"""PostgreSQL, a pooler and Odoo, put together."""
 
 import contextlib
 import copy
@@ -27,7 +27,8 @@ class Stack:
     :param series: of Odoo, such as ``"19.0"``, which is the default; a tree has its own
     :param workers: 0: threaded; more: prefork
     :param addon: folder that holds a ``bus_alt_connection``; None: without it
-    :param pooler: False: Odoo connects to PostgreSQL itself
+    :param pooler: what Odoo connects to: True: PgBouncer; False: PostgreSQL itself; or a class, such as
+        :class:`~.poolers.Odyssey`
     :param direct: whether to tell the addon, by environment variables, how to reach PostgreSQL directly
     :param proxy: whether the direct connections take a path that can be made to fail, a :class:`~.proxy.Proxy`; or
         arguments for that, in a dictionary
@@ -44,8 +45,8 @@ class Stack:
     :param conf: additions to ``odoo.conf``, by name
     :param options: more arguments for Odoo
     :param server_options: arguments for :class:`~.postgres.PostgreSQL`
-    :param pooler_options: arguments for :class:`~.pgbouncer.PgBouncer`; with ``user`` or ``password`` among them, the
-        credentials for the pooler are other than those for the server
+    :param pooler_options: arguments for the pooler; of :class:`~.pgbouncer.PgBouncer`, with ``user`` or ``password``
+        among them, the credentials for the pooler are other than those for the server
 
     While it runs: ``server``, ``proxy`` and ``pooler`` (None without one), ``odoo``, and ``database``, the name of
     Odoo's database.
@@ -79,7 +80,7 @@ class Stack:
         self.server = self.proxy = self.pooler = self.odoo = None
         self._workers = workers
         self._addon = addon
-        self._with_pooler = pooler
+        self._pooler = PgBouncer if pooler is True else pooler
         self._direct = direct
         self._with_proxy = bool(proxy)
         self._proxy_options = proxy if isinstance(proxy, dict) else {}
@@ -102,8 +103,8 @@ class Stack:
             if self._with_proxy:
                 place = (self.server.host, self.server.port)
                 self.proxy = exits.enter_context(Proxy(place, **self._proxy_options))
-            if self._with_pooler:
-                self.pooler = exits.enter_context(PgBouncer(self.server, **self._pooler_options))
+            if self._pooler:
+                self.pooler = exits.enter_context(self._pooler(self.server, **self._pooler_options))
             first = self._new_odoo(self._addon, self._odoo_environment(), filestore=archives["filestore"])
             self.odoo = exits.enter_context(first)
             self._sender = exits.enter_context(contextlib.closing(self.sender()))
