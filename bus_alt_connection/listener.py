@@ -354,20 +354,21 @@ class DirectSession(Session, connection.Connection):
 
     def listen(self, channels):
         """LISTEN on ``channels`` and no others; they are in force on return."""
-        # In one statement, so that none is missed and pg_stat_activity shows them.
         statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
         statements += ["UNLISTEN %s" % quote(name) for name in self.channels - channels]
         # Who asks meanwhile is not told of those that are about to go.
         self.channels &= channels
-        try:
-            self.execute("; ".join(statements))
-        except psycopg2.Error as error:
-            if error.sqlstate != "58P01":
-                raise
-            # Up to PostgreSQL 14.20, 15.15, 16.11, 17.7 and 18.1 the queue may begin before the commit log does.
-            _logger.warning("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
-            self.execute("SELECT pg_notification_queue_usage()")
-            self.execute("; ".join(statements))
+        # As one pg_stat_activity shows them all; but of several PgDog heeds only the first.
+        for statement in statements if self.facts.pooled else ["; ".join(statements)]:
+            try:
+                self.execute(statement)
+            except psycopg2.Error as error:
+                if error.sqlstate != "58P01":
+                    raise
+                # Up to PostgreSQL 14.20, 15.15, 16.11, 17.7 and 18.1 the queue may begin before the commit log does.
+                _logger.warning("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
+                self.execute("SELECT pg_notification_queue_usage()")
+                self.execute(statement)
         self.channels = channels
 
     def settle(self):

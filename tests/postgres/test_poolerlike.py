@@ -96,6 +96,13 @@ def test_it_can_make_up_the_pid_and_keep_listen(server):
             wait_until(lambda: hears(listener, 1) and len(listener.notifies) == 2, 5)
 
 
+def test_of_several_statements_it_can_heed_the_first_listen_only(server):
+    with PoolerLike(server, pins=True, first_only=True) as pooler, connect(pooler) as listener:
+        value(listener, "LISTEN one; LISTEN two")
+        value(listener, "SELECT 1; LISTEN three")
+        assert value(listener, "SELECT array_agg(name) FROM pg_listening_channels() name") == ["one", "three"]
+
+
 def test_what_the_server_refuses_is_refused(server):
     with PoolerLike(server) as pooler:
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):

@@ -124,6 +124,14 @@ def test_a_pooler_that_keeps_listen_will_do(server, pooler, listen):
         assert "idle_session_timeout" not in server.log_since(mark)
 
 
+def test_a_pooler_that_heeds_but_the_first_of_several_statements_will_do(server, pooler, listen):
+    with PoolerLike(server, size=4, hands_on_pid=False, pins=True, first_only=True) as pgdog:
+        feed, events = listen(pgdog, pooler)
+        events.expect(CONFIRMED)
+        server.execute("NOTIFY imbus, '[\"a\"]'")
+        assert feed.get() == ("imbus", '["a"]')
+
+
 def test_the_check_takes_a_pooler_that_keeps_listen(server, pooler, check):
     with PoolerLike(server, size=4, hands_on_pid=False, pins=True) as odyssey:
         assert check(pooler, odyssey)[0] == 0

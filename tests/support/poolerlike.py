@@ -29,15 +29,18 @@ class PoolerLike:
         by pgagroal; else they are made up, as by PgBouncer
     :param pins: whether a client that says LISTEN keeps its server connection from then on, as with Odyssey's
         ``pool_pin_on_listen``; there ought to be more than one in the pool, then
+    :param first_only: whether of several statements that are sent as one all but the first are lost if that is LISTEN,
+        as with PgDog's ``pub_sub_channel_size``
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, server, size=2, hands_on_pid=True, pins=False):
+    def __init__(self, server, size=2, hands_on_pid=True, pins=False, first_only=False):
         self.server = server
         self.size = size
         self.hands_on_pid = hands_on_pid
         self.pins = pins
+        self.first_only = first_only
         self.port = None
         self._changed = threading.Condition()
         self._closed = False
@@ -208,6 +211,8 @@ class PoolerLike:
                     if kind == b"X":
                         raise _Gone
                     pinned = pinned or self.pins and b"LISTEN" in body.upper()
+                    if self.first_only and body.upper().startswith(b"LISTEN"):
+                        body = body.partition(b";")[0].rstrip(b"\0") + b"\0"
                     awaited += kind in b"QS"
                     server.sendall(_framed(kind, body))
                     message = None

@@ -4,6 +4,7 @@ import errno
 import gc
 import threading
 import time
+import types
 
 import psycopg2
 import pytest
@@ -461,9 +462,10 @@ class FakeConnection:
             raise error
 
 
-def direct_session(*errors):
+def direct_session(*errors, pooled=False):
     session = DirectSession.__new__(DirectSession)
     session.parameters, session._cnx = {"password": "s3cret"}, FakeConnection(errors)
+    session.facts = types.SimpleNamespace(pooled=pooled)
     return session
 
 
@@ -477,6 +479,17 @@ def test_listen_is_said_in_one_statement(logged):
     assert session._cnx.asked == ['LISTEN "a""b"; LISTEN imbus', 'LISTEN cron_trigger; LISTEN imbus; UNLISTEN "a""b"']
     assert session.channels == {"cron_trigger", "imbus"}
     assert not logged()
+
+
+def test_through_a_pooler_each_is_said_by_itself(logged):
+    session = direct_session(None, ServersError(GONE, "58P01"), pooled=True)
+    session.listen(frozenset(["cron_trigger", "imbus"]))
+    tidied_up = ["SELECT pg_notification_queue_usage()", "LISTEN imbus"]
+    assert session._cnx.asked == ["LISTEN cron_trigger", "LISTEN imbus", *tidied_up]
+    session.listen(frozenset(["imbus"]))
+    assert session._cnx.asked[4:] == ["LISTEN imbus", "UNLISTEN cron_trigger"]
+    assert session.channels == {"imbus"}
+    assert len(logged()) == 1
 
 
 def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):

@@ -157,6 +157,7 @@ def test_who_can_not_be_a_host_listens_by_itself(share, monkeypatch, error):
 
 def test_what_is_about_to_be_unlistened_is_not_in_force():
     session, seen = DirectSession.__new__(DirectSession), []
+    session.facts = types.SimpleNamespace(pooled=False)
     session.execute = lambda statement: seen.append((statement, session.channels))
     session.listen(frozenset(["a", "b"]))
     session.listen(frozenset(["b", "c"]))
