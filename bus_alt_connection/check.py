@@ -163,7 +163,7 @@ def _verdict(ordinary):
     if _why_deaf(ordinary, ordinary):
         return "OK: listeners hear what Odoo sends"
     if ordinary.kind == "server":
-        return "OK; but Odoo uses no pooler, so it needs no addon to listen"
+        return "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"
     return "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
 
 

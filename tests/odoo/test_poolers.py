@@ -8,6 +8,7 @@ from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import troubles, wait_for_record, wait_until_confirmed
+from tests.support.realpoolers import skip_without
 
 #: seconds until what was missed, or looked for every second, is there
 SOON = 10
@@ -22,10 +23,7 @@ def start():
     with contextlib.ExitStack() as stacks:
 
         def start(pooler, poll="0", **options):
-            try:
-                pooler.program()
-            except RuntimeError as error:
-                pytest.skip(str(error))
+            skip_without(pooler)
             environment = {"IMDISPATCHER_POLL_INTERVAL": poll, "IMDISPATCHER_CHECK_INTERVAL": "2"}
             return stacks.enter_context(Stack(pooler=pooler, environment=environment, jobs=False, **options))
 

@@ -24,7 +24,7 @@ WRONG_PASSWORD = "zulu'yankee=xray whiskey"
 FOREIGN = re.compile("PG|IMDISPATCHER_|ODOO_|OPENERP_|HOME$|PYTHON")
 
 HEARD = "OK: listeners hear what Odoo sends"
-NO_POOLER = "OK; but Odoo uses no pooler, so it needs no addon to listen"
+NO_POOLER = "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"
 KEEPS = "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
 IS_POOLER = (
     "is a pooler that does not keep the connection for us; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT"

@@ -12,9 +12,11 @@ from bus_alt_connection import connection, settings, supervisor
 from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.listener import DirectSession, Listener
 from bus_alt_connection.log import CONFIRMED, DEAF
+from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from stack.postgres import PASSWORD, USER, libpq_parameters
 from stack.stack import ADDON
 from tests.support.poolerlike import PoolerLike
+from tests.support.realpoolers import skip_without
 from tests.unit.fakes import Events, FakeFeed
 
 CHECK = ADDON / "bus_alt_connection" / "check.py"
@@ -135,6 +137,27 @@ def test_a_pooler_that_heeds_but_the_first_of_several_statements_will_do(server,
 def test_the_check_takes_a_pooler_that_keeps_listen(server, pooler, check):
     with PoolerLike(server, size=4, hands_on_pid=False, pins=True) as odyssey:
         assert check(pooler, odyssey)[0] == 0
+
+
+# Real ones
+
+
+@pytest.mark.parametrize(
+    ("pooler", "without_way_past"),
+    [
+        (Odyssey, "NOT OK: 1 error(s)"),
+        (PinningOdyssey, "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"),
+        # It hands on the pid as well, so there is no telling it from a server.
+        (Pgpool, "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"),
+    ],
+)
+def test_the_check_says_of_a_real_pooler_what_it_is_good_for(server, check, pooler, without_way_past):
+    skip_without(pooler)
+    with pooler(server) as other:
+        assert check(other, server)[0] == 0
+        code, verdict = check(other, other)
+        assert verdict == without_way_past
+        assert code == (0 if verdict.startswith("OK") else 1)
 
 
 # And the server itself
