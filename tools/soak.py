@@ -50,6 +50,8 @@ ALLOWED = 5
 LONG = 4
 # Seconds that the last messages may take to arrive; a check of the listener has time to fail meanwhile.
 PATIENCE = 60
+# Seconds after which a client that has heard nothing yet subscribes again.
+REPEAT = 2
 ENVIRONMENT = {"IMDISPATCHER_CHECK_INTERVAL": "5", "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2"}
 
 
@@ -129,13 +131,23 @@ class Browser:
 
     def _connect(self):
         self._socket = websocket.create_connection(self._url, **self._options)
+        self._subscribe()
+
+    def _subscribe(self):
         subscription = {"channels": [self.channel], "last": self._last}
         self._socket.send(json.dumps({"event_name": "subscribe", "data": subscription}))
-        self._socket.settimeout(None)
 
     def _receive(self):
+        self._socket.settimeout(REPEAT)
         while True:
-            text = self._socket.recv()
+            try:
+                text = self._socket.recv()
+            except websocket.WebSocketTimeoutException:
+                # Odoo tells nobody that it could not subscribe for want of a database, and leaves the websocket open.
+                self._subscribe()
+                continue
+            # From now on it is subscribed, whatever happens to the database.
+            self._socket.settimeout(None)
             if not text:
                 return
             for notification in json.loads(text):
@@ -495,6 +507,7 @@ def soak(minutes, seed, say, logs=None):
                 except TimeoutError as error:
                     # What came of the messages is of interest all the same.
                     bugs.append("%4d s  %s: %s" % (time.monotonic() - began, name, str(error).partition("\n")[0]))
+                    say(bugs[-1])
                 sender.check()
             sender.stop()
             expected = collections.defaultdict(set)
