@@ -12,10 +12,10 @@ from stack.stack import Stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.descriptors import out_of_descriptors
 from tests.support.flow import flowing
+from tests.support.outage import LOST, direct_way_closed
 
 #: seconds until what was sent in an outage is there; the addon itself waits up to 5 before it tries again
 SOON = 10
-LOST = r"lost the listener of database postgres: "
 
 pytestmark = pytest.mark.variants(spare=["14.0-threaded"])
 
@@ -36,19 +36,6 @@ def client(stack, request):
         client.channel = request.node.name
         wait_until_confirmed(stack)
         yield client
-
-
-@contextlib.contextmanager
-def direct_way_closed(stack):
-    """Lose the direct connections, and let none be made."""
-    mark = stack.odoo.log_mark()
-    stack.proxy.refuse()
-    stack.proxy.cut()
-    wait_for_record(stack, LOST, mark)
-    try:
-        yield
-    finally:
-        stack.proxy.forward()
 
 
 @pytest.mark.matrix
