@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import runpy
 import sys
 import textwrap
 from pathlib import Path
@@ -20,6 +19,7 @@ from .archive import CACHE, locked
 from .commands import CommandError, run, say
 from .debian import package_versions, unpack_packages
 from .pythons import REQUIREMENTS, find_environment
+from .trees import read_tree
 
 #: The versions of Python that run a series, the best first.
 PYTHONS = {
@@ -112,15 +112,15 @@ def tree_release(tree):
 
     :raise RuntimeError: it is none, or none of a known series
     """
-    tree = Path(tree)
-    release = tree / "odoo" / "release.py"
-    if not (tree / "odoo-bin").exists() or not release.exists():
-        raise RuntimeError("%s is no source tree of Odoo: it has no odoo-bin or no odoo/release.py" % tree)
-    found = runpy.run_path(str(release))
-    series = str(found.get("series")).replace("saas~", "")
-    if series not in PYTHONS:
-        raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (tree, series, ", ".join(PYTHONS)))
-    return series, found.get("version", series)
+    found = _read_known(tree)
+    return found.series, found.version
+
+
+def _read_known(tree):
+    found = read_tree(tree)
+    if found.series not in PYTHONS:
+        raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (tree, found.series, ", ".join(PYTHONS)))
+    return found
 
 
 def run_python(build, script, *arguments, **variables):
@@ -161,20 +161,18 @@ def _build_from_debian(series, python):
 
 
 def _build_from_tree(tree, series, python):
-    found, _version = tree_release(tree)
-    if series is not None and series != found:
-        raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found, series))
-    # A release archive has all addons where a clone has only "base", and Odoo finds them there.
-    addons = tree / "addons"
+    found = _read_known(tree)
+    if series is not None and series != found.series:
+        raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found.series, series))
     return _build(
-        found,
+        found.series,
         python,
         root=tree,
         script=tree / "odoo-bin",
         env={},
-        addons_paths=[addons] if addons.exists() else [],
-        bus=(addons if addons.exists() else tree / "odoo" / "addons") / "bus",
-        description="source tree %s %s" % (tree.name, found),
+        addons_paths=found.addons_paths,
+        bus=found.bus,
+        description="source tree %s %s" % (tree.name, found.series),
     )
 
 

@@ -1,6 +1,7 @@
 """The matrix names what it can not run, fails if anything did, or if nothing ran, and makes a table of the rest."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,15 +10,8 @@ import pytest
 
 from stack import servers
 from stack.builds import tree_release
+from tests.support.trees import make_tree
 from tools import matrix
-
-
-def tree(folder, series="15.0", version=None):
-    """Make what looks like a source tree of Odoo; return it."""
-    (folder / "odoo").mkdir(parents=True)
-    (folder / "odoo-bin").touch()
-    (folder / "odoo" / "release.py").write_text("series = %r\nversion = %r\n" % (series, version or series))
-    return folder
 
 
 def no_folder(folder):
@@ -29,21 +23,26 @@ def no_trees(folder):
 
 
 def a_tree_itself(folder):
-    return tree(folder)
+    return make_tree(folder)
 
 
 def no_release(folder):
-    (tree(folder / "broken") / "odoo" / "release.py").unlink()
+    (make_tree(folder / "broken") / "odoo" / "release.py").unlink()
     return folder
 
 
 def a_series_of_the_past(folder):
-    tree(folder / "old", "11.0")
+    make_tree(folder / "old", "11.0")
+    return folder
+
+
+def no_bus(folder):
+    shutil.rmtree(make_tree(folder / "half") / "addons" / "bus")
     return folder
 
 
 def an_addon_of_the_same_name(folder):
-    (tree(folder / "with_oca") / "addons" / "bus_alt_connection").mkdir(parents=True)
+    (make_tree(folder / "with_oca") / "addons" / "bus_alt_connection").mkdir(parents=True)
     return folder
 
 
@@ -55,6 +54,7 @@ def an_addon_of_the_same_name(folder):
         (a_tree_itself, r"no source tree of Odoo in it, that is no .*/\*/odoo-bin$"),
         (no_release, r"/broken is no source tree of Odoo: it has no odoo-bin or no odoo/release\.py$"),
         (a_series_of_the_past, "/old has Odoo 11.0, which is unknown; known are 12.0, .*, 19.1$"),
+        (no_bus, "/half is no whole source tree of Odoo: there is no bus/models/bus.py in [^\n]*$"),
         (an_addon_of_the_same_name, "/with_oca/addons has a bus_alt_connection, .*: take it out$"),
     ],
 )
@@ -65,17 +65,17 @@ def test_what_is_no_good_is_named_in_one_line(tmp_path, make, why):
 
 
 def test_the_build_is_what_the_tree_tells_or_the_name_of_its_folder(tmp_path):
-    assert matrix._tree_version(tree(tmp_path / "one", "15.0", "15.0-20221019")) == "15.0-20221019"
-    two = tree(tmp_path / "two")
+    assert matrix._tree_version(make_tree(tmp_path / "one", "15.0", "15.0-20221019")) == "15.0-20221019"
+    two = make_tree(tmp_path / "two")
     assert matrix._tree_version(two) == "two"
-    assert matrix._tree_version(tree(tmp_path / "alpha", "19.1", "19.1a1")) == "alpha"
+    assert matrix._tree_version(make_tree(tmp_path / "alpha", "19.1", "19.1a1")) == "alpha"
     (two / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: odoo\nVersion: 15.0.post20221019\n")
     assert matrix._tree_version(two) == "15.0.post20221019"
 
 
 @pytest.mark.parametrize(("series", "version"), [("19.1", "19.1a1"), ("saas~19.1", "saas~19.1")])
 def test_neither_an_alpha_nor_what_odoos_servers_run_is_a_series_of_its_own(tmp_path, series, version):
-    assert tree_release(tree(tmp_path, series, version)) == ("19.1", version)
+    assert tree_release(make_tree(tmp_path, series, version)) == ("19.1", version)
 
 
 @pytest.mark.parametrize(
