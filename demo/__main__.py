@@ -5,7 +5,7 @@ Exit code 0: all that it shows is true; 1: it is not; 2: it could not be tried. 
 =============  =======================================================================================================
 ``SERIES``     of Odoo; default 19.0
 ``WORKERS``    number of HTTP workers; default 2; 0: a threaded server
-``ODOO``       a source tree of Odoo, with ``PYTHON`` to run it; default: the package of Debian
+``ODOO``       a source tree of Odoo, with ``PYTHON`` to run it; default: the package of Debian, or by git
 ``DIRECT``     ``none``: do not tell the addon how to reach PostgreSQL directly, and see what happens then
 =============  =======================================================================================================
 

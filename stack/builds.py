@@ -1,4 +1,4 @@
-"""Odoo, ready to run: from Debian's packages or a source tree, with the Python packages that it needs.
+"""Odoo, ready to run: from Debian's packages, by git or from a source tree, with the Python packages that it needs.
 
     build = find_build("19.0")
     subprocess.run([*build.command, "--version"], env={**os.environ, **build.env})
@@ -16,7 +16,8 @@ import textwrap
 from pathlib import Path
 
 from .archive import CACHE, locked
-from .commands import CommandError, run, say
+from .clones import Unavailable, find_clone, is_cloned
+from .commands import CommandError, reason, run, say
 from .debian import package_versions, unpack_packages
 from .pythons import REQUIREMENTS, find_environment
 from .trees import read_tree
@@ -41,8 +42,8 @@ DEBIAN = {
     "19.0": ("sid", ("odoo-19", "libjs-jquery", "libjs-jquery-form", "libjs-underscore")),
 }
 
-#: Source trees to take in place of Debian's packages: (folder, interpreter or None) by series, see :func:`use_tree`.
-TREES = {}
+#: What :func:`use` has said: (source tree or None, interpreter or None) by series.
+_USED = {}
 
 # Two thirds of a package are translations.
 _NOT_UNPACKED = ("*/i18n/*", "*/i18n_extra/*")
@@ -79,30 +80,48 @@ class Build:
 def find_build(series=None, tree=None, python=None):
     """Return a :class:`Build` that can be run, downloading and installing into ``.stack/`` what is missing.
 
+    It is the package of Debian where that has the series. Where it has not, or no longer, it is a clone.
+
     :param series: such as "19.0"; may be left out with ``tree``
-    :param tree: folder of an Odoo source tree; default: the one of :func:`use_tree`, or the package in Debian
+    :param tree: folder of an Odoo source tree, to take that; default: the one of :func:`use`
     :param python: path, command or version of the interpreter; default: one that suits the series
+    :raise Unavailable: it can neither be had from Debian nor by git
     :raise RuntimeError: it can not be had; the message says why, and what to do
     """
-    if tree is None and series in TREES:
-        tree, python = TREES[series]
+    if tree is None and series in _USED:
+        tree, chosen = _USED[series]
+        python = python or chosen
     if tree is not None:
         return _build_from_tree(Path(tree).resolve(), series, python)
-    if series not in DEBIAN:
-        raise RuntimeError(
-            "Debian has no Odoo %s (but %s): name a source tree of it" % (series, " and ".join(sorted(DEBIAN)))
-        )
-    return _build_from_debian(series, python)
+    if series not in PYTHONS:
+        raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
+    # Where Debian once could not give it, it is not asked each time.
+    if series not in DEBIAN or is_cloned(series):
+        return _build_from_tree(find_clone(series), series, python)
+    try:
+        folder = _unpack_from_debian(series)
+    except RuntimeError as error:
+        why = reason(error)
+        say("Debian's Odoo %s can not be had: %s" % (series, why))
+        try:
+            clone = find_clone(series)
+        except Unavailable as also:
+            raise Unavailable(series, "%s; nor from Debian: %s" % (also.why, why)) from error
+        return _build_from_tree(clone, series, python)
+    return _build_from_debian(folder, series, python)
 
 
-def use_tree(tree, python=None):
-    """Have :func:`find_build` take this source tree for its series from now on; return the series.
+def use(odoo, python=None):
+    """Have :func:`find_build` take this Odoo for its series from now on; return the series.
 
-    :raise RuntimeError: it is none, or none of a known series
+    :param odoo: a series, or the path of a source tree
+    :param python: as of :func:`find_build`
+    :raise RuntimeError: it can not be had
     """
-    series, _version = tree_release(tree)
-    TREES[series] = Path(tree), python
-    return series
+    is_tree = os.sep in odoo
+    build = find_build(python=python, **{"tree" if is_tree else "series": odoo})
+    _USED[build.series] = build.root if is_tree else None, python
+    return build.series
 
 
 def tree_release(tree):
@@ -140,13 +159,18 @@ def run_python(build, script, *arguments, **variables):
     return json.loads(printed)
 
 
-def _build_from_debian(series, python):
+def _unpack_from_debian(series):
     suite, packages = DEBIAN[series]
     folder = CACHE / ("odoo-" + series)
     with locked("odoo-" + series):
         if not folder.exists():
             say("downloading Odoo %s from Debian ..." % series)
             unpack_packages(suite, packages, folder, _NOT_UNPACKED)
+    return folder
+
+
+def _build_from_debian(folder, series, python):
+    _suite, packages = DEBIAN[series]
     root = folder / "usr" / "lib" / "python3" / "dist-packages"
     return _build(
         series,
@@ -222,10 +246,13 @@ def _digest(*texts):
 def main():
     """Print the builds of the series (or source trees) that are named on the command line."""
     for what in sys.argv[1:]:
-        build = find_build(tree=what) if os.sep in what else find_build(what)
+        try:
+            build = find_build(tree=what) if os.sep in what else find_build(what)
+        except RuntimeError as error:
+            return str(error)
         for field in dataclasses.fields(build):
             print("%-18s %s" % (field.name, getattr(build, field.name)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

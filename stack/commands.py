@@ -1,5 +1,6 @@
 """Running programs that make something: quiet when they succeed, telling when they fail."""
 
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,16 @@ def run(command, **options):
         printed = (done.stdout + done.stderr).splitlines()[-_LAST_LINES:]
         raise CommandError("exit code %s of: %s\n%s" % (done.returncode, _shown(command), "\n".join(printed)))
     return done.stdout
+
+
+def reason(error):
+    """Return in one line why something failed.
+
+    Of what a program has printed it is what that calls its error, as apt and git do, or else the last line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line.partition(": ")[2] for line in lines if re.match("(E|fatal|error): ", line)]
+    return named[0].rstrip(":") if named else lines[-1 if isinstance(error, CommandError) else 0]
 
 
 def _shown(command):

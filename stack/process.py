@@ -194,7 +194,7 @@ class Process:
                 member.kill()
             except psutil.NoSuchProcess:
                 pass
-        wait_until(lambda: not any(map(_alive, family)), 10, "the children of %s to go" % self.name)
+        wait_until(lambda: not any(map(is_alive, family)), 10, "the children of %s to go" % self.name)
         guard.forget(process.pid)
         return process.returncode
 
@@ -231,7 +231,8 @@ class Process:
         )
 
 
-def _alive(process):
+def is_alive(process):
+    """Return whether a :class:`psutil.Process` still runs."""
     # A zombie whose new parent (process 1 of a container, say) does not collect it is as dead as it will get.
     try:
         return process.status() != psutil.STATUS_ZOMBIE

@@ -35,8 +35,8 @@ class Stack:
     :param modules: what is installed in the database, separated by commas
     :param system_database: what Odoo is told to use in place of ``postgres``
     :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
-    :param tree: source tree of Odoo; default: the package of the distribution
-    :param python: interpreter for that tree
+    :param tree: source tree of Odoo; default: Debian's package, or by git
+    :param python: interpreter for Odoo
     :param build: what to run, a :class:`~.builds.Build`; default: what ``series``, ``tree`` and ``python`` lead to
     :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``,
         ``proxy`` and ``pooler`` running, and returns them. With a host or a port for the direct connection among them,

@@ -4,8 +4,9 @@ It stays until Ctrl-C or SIGTERM. As soon as all is up, ``.stack/up.json`` says 
 
 ==============  ======================================================================================================
 ``SERIES``      of Odoo; default 19.0
-``ODOO``        a source tree of Odoo; default: the package of Debian
-``PYTHON``      interpreter for that tree
+``ODOO_GIT``    where git gets a series that Debian does not have, see :mod:`.clones`
+``ODOO``        a source tree of Odoo, in place of these
+``PYTHON``      interpreter for Odoo
 ``WORKERS``     number of HTTP workers; default 0, a threaded server
 ``CRON``        number of cron threads, or of cron workers beside HTTP workers; default 1
 ``ADDON``       a folder that holds a ``bus_alt_connection`` to load; default: this one; ``none``: without

@@ -1,14 +1,13 @@
 """Options of all tests, the variants of Odoo that they lead to, and which tests run side by side."""
 
 import math
-import os
 import re
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from stack import servers
-from stack.builds import use_tree
+from stack.builds import use
 from stack.odoo import series_number
 from tests.support.variants import MODES, VARIANTS
 
@@ -18,10 +17,10 @@ def pytest_addoption(parser):
     group.addoption(
         "--odoo",
         metavar="ODOO",
-        help="run the tests that are marked with 'matrix', and no others, on this Odoo: a series that Debian has, or"
-        " the path of a source tree",
+        help="run the tests that are marked with 'matrix', and no others, on this Odoo: a series, which comes from"
+        " Debian or by git, or the path of a source tree",
     )
-    group.addoption("--odoo-python", metavar="PYTHON", help="the interpreter for that source tree")
+    group.addoption("--odoo-python", metavar="PYTHON", help="the interpreter for it")
     group.addoption("--odoo-mode", choices=list(MODES), help="run it in this mode only")
 
 
@@ -34,7 +33,8 @@ def pytest_configure(config):
     if not odoo:
         return
     try:
-        series = use_tree(odoo, config.getoption("--odoo-python")) if os.sep in odoo else odoo
+        # Had before the tests begin: progress is seen, and what is wrong is said once.
+        series = use(odoo, config.getoption("--odoo-python"))
     except RuntimeError as error:
         raise pytest.UsageError("--odoo: %s" % error) from None
     mode = config.getoption("--odoo-mode")

@@ -6,8 +6,8 @@ They are run three times: straight to PostgreSQL without the addon, behind PgBou
 without it. The first two have to come to the same for each test; the exit code is 0 if they do, 1 if not, and 2 if they
 can not be run. The third shows what these tests notice.
 
-``TAGS`` are those of Odoo's ``--test-tags``. Which Odoo, the environment says: ``SERIES`` (default 19.0) or ``ODOO``, a
-source tree of 16.0 or newer, and ``PYTHON``, the interpreter for that tree.
+``TAGS`` are those of Odoo's ``--test-tags``. Which Odoo, 16.0 or newer, the environment says: ``SERIES`` (default 19.0)
+or ``ODOO``, a source tree, and ``PYTHON``, the interpreter for it.
 
 Tests that need a browser Odoo skips where there is no Chrome.
 """
@@ -160,7 +160,7 @@ def _find_build(environ):
     series = environ.get("SERIES", "").strip() or (None if tree else DEFAULT_SERIES)
     build = find_build(series, tree, environ.get("PYTHON", "").strip() or None)
     if series_number(build.series) < OLDEST:
-        raise RuntimeError("Odoo %s is too old, name a source tree of %d.0 or newer" % (build.series, OLDEST))
+        raise RuntimeError("Odoo %s is too old, name one of %d.0 or newer" % (build.series, OLDEST))
     return build
 
 
