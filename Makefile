@@ -19,7 +19,7 @@ JOBS ?= 2
 # suite that has the PgBouncer (trixie, sid). The programs read them from the environment.
 export POSTGRESQL ?=
 export PGBOUNCER ?=
-# Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin.
+# Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin; empty: it gets all series itself.
 TREES ?=
 # Not empty: "bench" takes few samples.
 QUICK ?=
@@ -49,7 +49,7 @@ unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="...
 test: $(TOOLS_STAMP) ## run all tests, JOBS=2 at a time (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
-matrix: $(TOOLS_STAMP) ## the main tests on all Odoo source trees in TREES=/folder, JOBS=2 at a time
+matrix: $(TOOLS_STAMP) ## the main tests on all series, or on all source trees in TREES=/folder, JOBS=2 at a time
 	@exec $(TOOLS_PYTHON) -m tools.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)
 
 odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, against those without both

@@ -1,6 +1,8 @@
-"""All series: the tests marked with ``matrix`` on each source tree of Odoo in a folder, and on Debian's Odoos.
+"""All series: the tests marked with ``matrix`` on Debian's Odoos and, by git, on those of all other series.
 
     python -m tools.matrix [--trees FOLDER] [--jobs N] [ARGUMENT OF PYTEST...]
+
+With a folder of source trees of Odoo it is these that they run on, and Debian's.
 
 Each Odoo is run threaded and prefork, some of these side by side, on the servers of this machine; some once more, on
 the newest PostgreSQL and PgBouncer that Debian has. What pytest prints is kept in ``.stack/matrix/``.
@@ -27,7 +29,8 @@ from tabulate import tabulate
 from stack import guard, servers
 from stack.archive import CACHE
 from stack.builds import DEBIAN, PYTHONS, Build, find_build, run_python, tree_release
-from stack.commands import run, say
+from stack.clones import Unavailable
+from stack.commands import CommandError, run, say
 from stack.odoo import series_number
 from tests.support.variants import MODES
 
@@ -77,31 +80,51 @@ class Result(NamedTuple):
 def find_rows(trees):
     """Return a :class:`Row` for each Odoo, the oldest first; what it needs in order to be run is installed.
 
-    :param trees: folder with source trees, or None
-    :raise Refused: one of them can not be run
+    A series that can be had neither from Debian nor by git is left out, and one line tells which and why.
+
+    :param trees: folder with source trees, to run these and Debian's; None: all series
+    :raise Refused: one of them can not be run, or there is none
     """
-    # All are looked at before anything is installed.
-    wanted = [("debian-" + series, {"series": series}) for series in DEBIAN]
-    for tree in _find_trees(trees) if trees else []:
-        wanted.append((tree.name, {"tree": tree}))
-        also = ALSO_ON.get(tree_release(tree)[0])
-        if also:
-            wanted.append(("%s-python%s" % (tree.name, also), {"tree": tree, "python": also}))
-    rows = []
-    for name, place in wanted:
+    # All trees are looked at before anything is installed.
+    places = [{"tree": tree} for tree in _find_trees(trees)] if trees else []
+    places += [{"series": series} for series in (DEBIAN if trees else PYTHONS)]
+    rows, left_out = [], {}
+    for place in places:
         try:
-            build = find_build(**place)
-        except RuntimeError as error:
-            if "python" not in place:
-                raise Refused("%s: %s" % (name, error)) from error
-            say("left out %s, there is no such Python: %s" % (name, str(error).splitlines()[0]))
+            row = _find_row(place)
+        except Unavailable as error:
+            left_out.setdefault(error.why, []).append(error.series)
             continue
-        options = ["--odoo=%s" % place.get("tree", build.series)]
-        if "python" in place:
-            options.append("--odoo-python=%s" % place["python"])
-        version = _tree_version(place["tree"]) if "tree" in place else "Debian " + build.description.split()[-1]
-        rows.append(Row(name, build, version, options))
+        except RuntimeError as error:
+            raise Refused("%s: %s" % (place.get("series") or place["tree"].name, error)) from error
+        rows.append(row)
+        also = ALSO_ON.get(row.build.series)
+        if also:
+            try:
+                rows.append(_find_row(place, also))
+            except RuntimeError as error:
+                say("left out %s-python%s, there is no such Python: %s" % (row.name, also, str(error).splitlines()[0]))
+    if left_out:
+        told = ["%s: %s" % (", ".join(series), why) for why, series in left_out.items()]
+        say(
+            "left out %s; name a folder with source trees, TREES=/folder, or a repository, ODOO_GIT=..."
+            % "; ".join(told)
+        )
+    if not rows:
+        raise Refused("no series can be had")
     return sorted(rows, key=lambda row: (series_number(row.build.series), row.version, row.name))
+
+
+def _find_row(place, python=None):
+    build = find_build(python=python, **place)
+    is_debian = build.description.startswith("Debian ")
+    name = place["tree"].name if "tree" in place else "%s-%s" % ("debian" if is_debian else "git", build.series)
+    options = ["--odoo=%s" % place.get("tree", build.series)]
+    if python:
+        name += "-python" + python
+        options.append("--odoo-python=" + python)
+    version = "Debian " + build.description.split()[-1] if is_debian else _tree_version(build.root)
+    return Row(name, build, version, options)
 
 
 def newest_servers():
@@ -153,14 +176,21 @@ def _find_trees(folder):
 
 
 def _tree_version(tree):
-    """Return the version with the date that archives of Odoo have, or what their owner calls the folder."""
+    """Return the version with the date that archives of Odoo have, or what their owner calls the folder.
+
+    In a clone it is the date of its commit.
+    """
     series, version = tree_release(tree)
-    if "-" not in version:
-        # That of an alpha tells no more than the series.
-        version = series
-        with contextlib.suppress(FileNotFoundError):
-            version = re.search(r"^Version: (\S+)", (tree / "PKG-INFO").read_text(), re.MULTILINE)[1]
-    return tree.name if version == series else version
+    # That of an alpha tells no more than the series.
+    if "-" in version:
+        return version
+    if (tree / ".git").exists():
+        with contextlib.suppress(CommandError):
+            day = run(["git", "-C", tree, "log", "-1", "--date=format:%Y%m%d", "--format=%cd"])
+            return "%s-%s" % (series, day.strip())
+    with contextlib.suppress(FileNotFoundError):
+        return re.search(r"^Version: (\S+)", (tree / "PKG-INFO").read_text(), re.MULTILINE)[1]
+    return tree.name
 
 
 class Runner:
@@ -316,7 +346,7 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trees", help="folder with source trees of Odoo; default: none, only Debian's 14.0 and 19.0")
+    parser.add_argument("--trees", help="folder with source trees of Odoo; default: Debian and git have them")
     parser.add_argument("--jobs", default="2", help="how many run side by side; default: 2")
     options, arguments = parser.parse_known_args()
     try:
@@ -324,8 +354,6 @@ def main():
             raise Refused("JOBS=%s: not a number of 1 or more" % options.jobs)
         newest = newest_servers()
         rows = on_newest_too(find_rows(options.trees), newest)
-        if not options.trees:
-            say("only Debian's %s: name a folder with source trees for more, TREES=/folder" % " and ".join(DEBIAN))
         results = run_all(rows, int(options.jobs), arguments)
     except Refused as error:
         print("make matrix: %s" % error, file=sys.stderr)

@@ -1,5 +1,6 @@
 """The matrix names what it can not run, fails if anything did, or if nothing ran, and makes a table of the rest."""
 
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,9 @@ import pytest
 
 from stack import servers
 from stack.builds import tree_release
+from stack.clones import Unavailable
+from stack.commands import run
+from stack.system import ensure_packages
 from tests.support.trees import make_tree
 from tools import matrix
 
@@ -76,6 +80,70 @@ def test_the_build_is_what_the_tree_tells_or_the_name_of_its_folder(tmp_path):
 @pytest.mark.parametrize(("series", "version"), [("19.1", "19.1a1"), ("saas~19.1", "saas~19.1")])
 def test_neither_an_alpha_nor_what_odoos_servers_run_is_a_series_of_its_own(tmp_path, series, version):
     assert tree_release(make_tree(tmp_path, series, version)) == ("19.1", version)
+
+
+def test_the_build_of_a_clone_has_the_day_of_its_commit(tmp_path):
+    if shutil.which("git") is None:
+        ensure_packages("git")
+    tree = make_tree(tmp_path / "odoo")
+    run(["git", "-C", tree, "init", "--quiet"])
+    assert matrix._tree_version(tree) == "odoo"
+    identity = ["-c", "user.name=Odoo", "-c", "user.email=odoo@localhost", "-c", "commit.gpgsign=false"]
+    environ = {**os.environ, "GIT_COMMITTER_DATE": "2022-10-19T12:00:00Z"}
+    run(["git", "-C", tree, *identity, "commit", "--quiet", "--allow-empty", "--message=x"], env=environ)
+    assert matrix._tree_version(tree) == "15.0-20221019"
+
+
+@pytest.fixture
+def had(tmp_path, monkeypatch):
+    """Return a dictionary: what is found of a series, "Debian", "git", or why it can't be had."""
+    had = dict.fromkeys(matrix.PYTHONS, "git")
+
+    def find_build(series=None, tree=None, python=None):
+        found = had[series] if series else "tree"
+        if found not in ("Debian", "git", "tree"):
+            raise Unavailable(series, found)
+        if python == "3.6":
+            raise RuntimeError("there is none\nnowhere")
+        root = tree or make_tree(tmp_path / "odoo" / series, series)
+        if series is None:
+            series, _version = matrix.tree_release(tree)
+        return SimpleNamespace(series=series, root=root, description="Debian odoo 1.2" if found == "Debian" else "x")
+
+    monkeypatch.setattr(matrix, "find_build", find_build)
+    return had
+
+
+def test_without_trees_it_is_all_series_as_they_can_be_had(had, capsys):
+    had["19.0"] = "Debian"
+    rows = matrix.find_rows(None)
+    assert [row.name for row in rows] == [had[series].lower() + "-" + series for series in had]
+    assert [row.version for row in rows if row.name == "debian-19.0"] == ["Debian 1.2"]
+    assert [row.options for row in rows] == [["--odoo=" + series] for series in had]
+    assert capsys.readouterr().err == "left out git-12.0-python3.6, there is no such Python: there is none\n"
+
+
+def test_what_can_not_be_had_is_left_out_and_told_in_one_line(had, capsys):
+    had.update(dict.fromkeys(["13.0", "15.0"], "no way"), **{"14.0": "none whatever"})
+    rows = matrix.find_rows(None)
+    assert [row.build.series for row in rows] == [series for series in had if series not in ("13.0", "14.0", "15.0")]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("left out 13.0, 15.0: no way; 14.0: none whatever; name a folder")
+
+
+def test_if_none_can_be_had_that_is_said(had, capsys):
+    had.update(dict.fromkeys(had, "no way"))
+    with pytest.raises(matrix.Refused, match="^no series can be had$"):
+        matrix.find_rows(None)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_with_trees_it_is_these_and_debians(had, tmp_path):
+    had.update(dict.fromkeys(matrix.DEBIAN, "Debian"))
+    tree = make_tree(tmp_path / "trees" / "one", "15.0")
+    rows = matrix.find_rows(tree.parent)
+    assert [row.name for row in rows] == ["debian-14.0", "one", "debian-19.0"]
+    assert [row.options for row in rows] == [["--odoo=14.0"], ["--odoo=%s" % tree], ["--odoo=19.0"]]
 
 
 @pytest.mark.parametrize(
