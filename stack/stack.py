@@ -212,7 +212,10 @@ class Stack:
         return wait_until(listener, deadline, "LISTEN %s" % channel, 0.05, self.odoo.log_tail)
 
     def direct_connections(self):
-        """Return those rows of ``pg_stat_activity`` that do not come through the pooler, nor from the tests."""
+        """Return those rows of ``pg_stat_activity`` that do not come through the pooler, nor from the tests.
+
+        Of the poolers only PgBouncer tells which are its own.
+        """
         # Twice, lest a connection of the pooler's that has just come or gone is taken for a direct one.
         pooled = self._pooled_ports()
         rows = self.server.activity()
