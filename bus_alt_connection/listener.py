@@ -40,9 +40,9 @@ class Listener(object):
 
     ``connect()`` returns a `Session`, or raises ``psycopg2.Error``
     or ``OSError``; ``stopping()``: whether to give up; ``tell(event)`` is called with
-    each `log.Event`, in the thread of `run`, and must not block. A feed has ``channels``,
-    a set of names, and ``put(notifications)``; it is held weakly, so that one that was
-    forgotten is gone.
+    each `log.Event`, in the thread of `run`, and must not block; ``series``: of Odoo, as a
+    number. A feed has ``channels``, a set of names, and
+    ``put(notifications)``; it is held weakly, so that one that was forgotten is gone.
 
     To read by other threads: ``session``, None while there is no connection;
     ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed; ``failed``:
@@ -52,8 +52,9 @@ class Listener(object):
     channels change.
     """
 
-    def __init__(self, database, connect, stopping, tell):
+    def __init__(self, database, connect, stopping, tell, series=0):
         self.database = database
+        self.series = series
         self.session = None
         self.deaf_since = time.monotonic()
         self.failed = False
@@ -177,7 +178,7 @@ class Listener(object):
         # Others are for guests, or for checks.
         wanted = frozenset().union(*(feed.channels for feed in feeds))
         for one in [one for one in notifications if one.channel in wanted]:
-            payload = readable(one.payload) if one.channel == BUS_CHANNEL else one.payload
+            payload = readable(one.payload, self.series) if one.channel == BUS_CHANNEL else one.payload
             if payload is None:
                 text = "dropped a notification that Odoo's bus can't read, sent by backend pid %s on channel %s: %s"
                 if log.rarely("unreadable"):

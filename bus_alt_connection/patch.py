@@ -120,7 +120,7 @@ def _listening_cursor(database, ordinary):
         direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
         shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
         outages = log.OutageLog(database)
-        listener = shared.listener = Listener(database, shared.connect, _stopping, outages)
+        listener = shared.listener = Listener(database, shared.connect, _stopping, outages, _series())
         cursor = ListeningCursor(listener, database, ordinary)
         listener.add(cursor.connection)
         supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options, shared.better)

@@ -9,16 +9,20 @@ BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 HEARTBEAT_CHANNEL = "bus_alt_connection"
 
 
-def readable(payload):
+def readable(payload, series):
     """Return ``payload``, of `BUS_CHANNEL`, as Odoo can read it; None if it can't.
 
-    The bus takes a JSON list of channels, each a string or a flat list, and dies of
-    nearly anything else; that of 19.5 of an empty one, too. It is written anew, since
-    the JSON libraries of the series differ in what they forgive.
+    The bus takes a JSON list of channels, each a string or a flat list, and up to
+    ``series`` 19.1 dies of anything else; that of 19.5 dies of an empty one, too. A later
+    one may send lists within lists, as a public copy of its sources does. It is written
+    anew, since the JSON libraries of the series differ in what they forgive.
     """
     try:
         channels = json.loads(payload)
-        if not isinstance(channels, list) or not all(map(_is_channel, channels)):
+        if not isinstance(channels, list):
+            return None
+        depth = 100 if series > 19.1 else 1
+        if not all(one and isinstance(one, (str, list)) and _fits(one, depth) for one in channels):
             return None
         payload = json.dumps(channels, ensure_ascii=False, separators=(",", ":"))
         payload.encode()  # lone surrogates
@@ -35,11 +39,9 @@ def quote(name):
     return '"%s"' % name.replace('"', '""')
 
 
-def _is_channel(value):
-    return bool(value) and (isinstance(value, str) or isinstance(value, list) and all(map(_is_part, value)))
-
-
-def _is_part(value):
+def _fits(value, depth):
+    if isinstance(value, list):
+        return depth > 0 and all(_fits(part, depth - 1) for part in value)
     if isinstance(value, (int, float)):
         return abs(value) < 2**63  # which is false of nan
     return value is None or isinstance(value, str)

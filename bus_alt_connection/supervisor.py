@@ -264,7 +264,7 @@ class Supervisor(object):
                 self._backlog.forget(database)
 
     def _give(self, channels):
-        fit = [one for one in channels if readable("[%s]" % one)]
+        fit = [one for one in channels if readable("[%s]" % one, self.listener.series)]
         return not fit or self.listener.deliver([Notify(0, BUS_CHANNEL, "[%s]" % ",".join(fit))])
 
     def _with_bus(self):

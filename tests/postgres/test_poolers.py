@@ -34,7 +34,7 @@ def listen(monkeypatch):
         def open_ordinary(database):
             return connection.connect(libpq_parameters(through, database))
 
-        listener = Listener("postgres", lambda: DirectSession(libpq_parameters(to)), lambda: False, events)
+        listener = Listener("postgres", lambda: DirectSession(libpq_parameters(to)), lambda: False, events, 19)
         listener.add(feed)
         watcher = supervisor.Supervisor(listener, open_ordinary, set(), Backlog(open_ordinary), settings.read({}, {}))
         listeners.append(listener)

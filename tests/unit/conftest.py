@@ -44,7 +44,7 @@ def listen(fake, events):
     started = []
 
     def listen(*feeds, connect=fake.connect, stopping=lambda: False):
-        listener = Listener("postgres", connect, stopping, events)
+        listener = Listener("postgres", connect, stopping, events, 19)
         for feed in feeds:
             listener.add(feed)
         # Weakly held there.

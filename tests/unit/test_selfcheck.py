@@ -24,7 +24,7 @@ class Inline(Listener):
     """A listener without a thread, which looks at its session whenever there is something."""
 
     def __init__(self, fake, feed):
-        super().__init__("postgres", fake.connect, lambda: False, lambda event: None)
+        super().__init__("postgres", fake.connect, lambda: False, lambda event: None, 19)
         self.add(feed)
         session = fake.connect()
         session.check_channel = uuid.uuid4().hex

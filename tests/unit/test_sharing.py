@@ -51,7 +51,7 @@ class Process:
         self.directs, self.events, self.feed = 0, Events(), FakeFeed(*channels)
         self._direct = direct or fake.connect
         self.sharing = Sharing(self.connect, lambda: parameters, share, evented)
-        self.listener = Listener("postgres", self.sharing.connect, lambda: False, tell or self.events)
+        self.listener = Listener("postgres", self.sharing.connect, lambda: False, tell or self.events, 19)
         self.sharing.listener = self.listener
         self.listener.add(self.feed)
         self._thread = threading.Thread(target=self.listener.run, name="bus_alt_connection.listener", daemon=True)
