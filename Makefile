@@ -1,5 +1,5 @@
 # Needs make, bash and Python 3.9 or newer; on Debian and Ubuntu the rest is fetched when it is first needed.
-# All of it lands in .stack/, except for Debian's packages of PostgreSQL and PgBouncer.
+# All of it lands in .stack/, except for Debian's packages and what pip keeps in a cache of its own.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,7 +33,18 @@ PYLINT_7_STAMP := $(PYLINT_7)/stamp
 BENCH := .stack/bench
 BENCH_STAMP := $(BENCH)/stamp
 
-.PHONY: help demo unit test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+# Debian's packages that a target needs and, after "--later", those that it can begin without: who has neither root nor
+# sudo is told of all of them at once.
+PACKAGES = python3-venv
+demo test matrix odoo-tests soak bench screenshot up: PACKAGES += postgresql pgbouncer
+test matrix: PACKAGES += iproute2
+bench: PACKAGES += wrk
+test screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
+
+# For the demo, which tells how long all of it took.
+demo: export BEGAN := $(shell date +%s)
+
+.PHONY: help packages demo unit test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -110,10 +121,11 @@ endef
 $(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
 # Constraints of it.
 $(BENCH_STAMP): tools/requirements/tools.txt
-$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tools/requirements/%.txt
+packages:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
-	@# A fresh Debian has python3, but not what makes virtual environments.
-	@$(BASE_PYTHON) -c 'import ensurepip' 2> /dev/null || $(BASE_PYTHON) -m stack.system python3-venv
+	@$(BASE_PYTHON) -m stack.system $(PACKAGES)
+
+$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tools/requirements/%.txt | packages
 	@echo 'installing $* ...' >&2
 	@$(BASE_PYTHON) -m venv --clear .stack/$*
 	@.stack/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<

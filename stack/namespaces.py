@@ -3,11 +3,11 @@
 import contextlib
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 
 from . import guard
+from .system import ensure_packages
 from .waiting import wait_until
 
 _CLONE_NEWNET = 0x40000000
@@ -32,9 +32,10 @@ class Network:
     def __enter__(self):
         if os.geteuid() != 0:
             raise Unavailable("only root may make network namespaces")
-        missing = [program for program in ("ip", "unshare", "nsenter") if shutil.which(program) is None]
-        if missing:
-            raise Unavailable("there is no program %s" % ", ".join(missing))
+        try:
+            ensure_packages("iproute2", "util-linux")
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
         with contextlib.ExitStack() as exits:
             self._near = exits.enter_context(_namespace())
             self._far = exits.enter_context(_namespace())

@@ -1,11 +1,13 @@
 """Programs of the system: installed with apt where they are missing, found where they are.
 
-    python3 -m stack.system PACKAGE...
+    python3 -m stack.system PACKAGE... [--later PACKAGE...]
 
-installs packages, with nothing but Python's own library.
+installs packages, as :func:`ensure_packages` does, with nothing but Python's own library.
 """
 
+import argparse
 import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -39,17 +41,20 @@ install "$@" || { apt-get update -q && install "$@"; }
 """
 
 
-def ensure_packages(*names):
+def ensure_packages(*names, later=()):
     """Install those of the Debian packages that are missing; services they bring are not started.
 
     PostgreSQL makes itself a cluster ``main`` all the same, which is of no use to us and does no harm.
 
+    :param later: packages that will be wanted after these, where Debian's can be had: who must install them himself is
+        told of all at once
     :raise RuntimeError: there is no apt, we may not use it, or it fails; the message says what to do
     """
-    missing = [name for name in names if not is_installed(name)]
+    missing = [name for name in names if not _is_there(name)]
     if not missing:
         return
-    by_hand = "apt-get install --no-install-recommends " + " ".join(missing)
+    all_missing = missing + [name for name in later if _is_debian() and not _is_there(name)]
+    by_hand = "apt-get update && apt-get install --no-install-recommends " + " ".join(all_missing)
     if shutil.which("apt-get") is None:
         raise RuntimeError("this machine has no apt; install what corresponds to: " + by_hand)
     prefix = _as_root(by_hand)
@@ -67,6 +72,19 @@ def is_installed(package):
     except CommandError:
         return False
     return status == "installed"
+
+
+def _is_there(package):
+    # The programs may be there without Debian's package of them.
+    program = _PROGRAMS.get(package)
+    return program is not None and program() is not None or is_installed(package)
+
+
+def _is_debian():
+    try:
+        return "ID=debian" in Path("/etc/os-release").read_text().splitlines()
+    except FileNotFoundError:
+        return False
 
 
 def _as_root(by_hand):
@@ -122,8 +140,26 @@ def _pgbouncer_bin():
     return shutil.which("pgbouncer", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/usr/local/sbin"]))
 
 
-if __name__ == "__main__":
+_PROGRAMS = {
+    "iproute2": lambda: shutil.which("ip"),
+    "pgbouncer": _pgbouncer_bin,
+    "postgresql": _postgres_bin,
+    # A fresh Debian has python3, but not what makes virtual environments.
+    "python3-venv": lambda: importlib.util.find_spec("ensurepip"),
+    "util-linux": lambda: shutil.which("unshare"),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("packages", nargs="+")
+    parser.add_argument("--later", nargs="*", default=[])
+    options = parser.parse_args()
     try:
-        ensure_packages(*sys.argv[1:])
+        ensure_packages(*options.packages, later=options.later)
     except RuntimeError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
