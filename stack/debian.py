@@ -23,7 +23,7 @@ _COMPLETED_BY = {"experimental": "sid"}
 _LIBRARY = re.compile(r"(?!.*(perl|llvm|z3))z?lib\S*\d\S*")
 
 
-def unpack_packages(suite, packages, folder, exclude=(), libraries=False):
+def unpack_packages(suite, packages, folder, exclude=(), libraries=False, without=()):
     """Download the newest versions of packages of a Debian suite and unpack all into one new folder.
 
     The folder appears when it is complete. Not to be called for the same folder by two at the same time.
@@ -31,6 +31,7 @@ def unpack_packages(suite, packages, folder, exclude=(), libraries=False):
     :param suite: such as ``sid``
     :param packages: names; their dependencies are not fetched
     :param libraries: whether to fetch the libraries that they depend on all the same, that of C included
+    :param without: names of libraries that are not fetched
     :param folder: path; the file ``packages`` in it gets one line "name version" for each package
     :param exclude: patterns of paths that are not unpacked, as ``tar --exclude`` takes them
     :raise RuntimeError: no mirror is known, it does not have the packages, or it can not be reached
@@ -38,7 +39,7 @@ def unpack_packages(suite, packages, folder, exclude=(), libraries=False):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apt-", dir=folder.parent) as scratch:
         scratch = Path(scratch)
-        for archive in _download(suite, packages, scratch, libraries):
+        for archive in _download(suite, packages, scratch, libraries, without):
             _unpack(archive, scratch / "unpacked", exclude)
             archive.unlink()
         if folder.exists():
@@ -51,7 +52,7 @@ def package_versions(folder):
     return (folder / "packages").read_text().splitlines()
 
 
-def _download(suite, packages, scratch, libraries):
+def _download(suite, packages, scratch, libraries, without):
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise RuntimeError("Debian packages can only be had where there are apt-get and dpkg-deb")
     if not _KEYRING.exists():
@@ -62,11 +63,14 @@ def _download(suite, packages, scratch, libraries):
     apt.use_sources(["deb [signed-by=%s] %s %s main" % (_KEYRING, mirror, one) for one in suites])
     if len(suites) > 1:
         apt.prefer(suite, packages)
-    apt.update()
+    try:
+        apt.update()
+    except CommandError as error:
+        raise RuntimeError("Debian's %s can not be had from %s\n%s" % (suite, mirror, error)) from None
     target = scratch / "download"
     target.mkdir()
     if libraries:
-        packages = {*packages, *filter(_LIBRARY.fullmatch, apt.needed(packages))}
+        packages = {*packages, *filter(_LIBRARY.fullmatch, apt.needed(packages))} - set(without)
     apt.get("download", *packages, cwd=target)
     return sorted(target.glob("*.deb"))
 

@@ -1,4 +1,9 @@
-"""Python interpreters of a wanted version, and virtual environments made with them."""
+"""Python interpreters of a wanted version, and virtual environments made with them.
+
+    python3 -m stack.pythons VERSION...
+
+prints the path of one of these versions, the best first.
+"""
 
 import hashlib
 import json
@@ -10,11 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .archive import CACHE
-from .commands import CommandError, run, say
+from .commands import CommandError, reason, run, say
+from .interpreters import SUITES, unpacked_python
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "tools" / "requirements"
 
 _STAMP = "stamp.json"
+# All that uv writes; the Pythons that its user has elsewhere it only reads.
+_UV = CACHE / "uv"
+_UV_FOLDERS = {"UV_CACHE_DIR": str(_UV / "cache"), "UV_PYTHON_BIN_DIR": str(_UV / "links")}
+_IN_CACHE = {"UV_PYTHON_INSTALL_DIR": str(_UV / "pythons")}
 # A name on PATH proves nothing: a shim of pyenv may refuse to run, Debian's python3 may be unable to make a virtual
 # environment. Who answers this can be used, and tells its real place.
 _PROBE = "import ensurepip, sys, venv; print(sys.executable, '%d.%d' % sys.version_info[:2], sep='\\n')"
@@ -45,11 +55,11 @@ class Environment(NamedTuple):
 def find_python(versions, python=None):
     """Return an :class:`Interpreter`.
 
-    Searched are, in this order, PATH, pyenv's versions, and uv's; if there is none, uv is asked to get one.
+    Searched are, in this order, PATH, pyenv's versions, and uv's. If none is there it is fetched from Debian, or by uv.
 
     :param versions: such as ``("3.11", "3.10")``, the best first
     :param python: path, command, or version of the only one to take, whatever ``versions`` says
-    :raise RuntimeError: there is none; the message says what was searched
+    :raise RuntimeError: there is none; the message says what was searched, in one line
     """
     if python and not re.fullmatch(r"\d+\.\d+", str(python)):
         found = _probe(python)
@@ -63,7 +73,17 @@ def find_python(versions, python=None):
                 found = _probe(path)
                 if found and found.version == version:
                     return found
-    return _from_uv(versions)
+    wanted = "Python " + " or ".join(versions)
+    say("%s is neither on PATH nor among the versions of pyenv and uv" % wanted)
+    failures = []
+    for fetch in _from_debian, _from_uv:
+        found = fetch(versions, failures)
+        if found:
+            return found
+    raise RuntimeError(
+        "%s is needed, with its venv module; it is neither on PATH nor among the versions of pyenv and uv, "
+        "and can not be fetched: %s" % (wanted, "; ".join(failures))
+    )
 
 
 def _probe(path):
@@ -94,49 +114,65 @@ def _natural(path):
 
 def _of_uv(version):
     uv = _uv()
-    return _uv_finds(uv, version) if uv else []
+    return [*_uv_finds(uv, version, {}), *_uv_finds(uv, version, _IN_CACHE)] if uv else []
 
 
 def _uv():
-    own = CACHE / "uv" / "bin" / "uv"
+    own = _UV / "bin" / "uv"
     return str(own) if own.exists() else shutil.which("uv")
 
 
-def _uv_finds(uv, version):
+def _uv_finds(uv, version, place):
     only_its_own = ["--python-preference", "only-managed", "--no-python-downloads"]
     try:
-        return run([uv, "python", "find", *only_its_own, version]).splitlines()[:1]
+        return _run_uv(uv, "find", *only_its_own, version, **place).splitlines()[:1]
     except CommandError:
         return []
 
 
-def _from_uv(versions):
-    """Return an :class:`Interpreter` that uv has downloaded, to where it keeps them for all projects."""
-    wanted = "Python " + " or ".join(versions)
-    say("%s is neither on PATH nor among the versions of pyenv and uv; getting one with uv ..." % wanted)
-    failures = []
+def _run_uv(uv, *arguments, **variables):
+    return run([uv, "python", *arguments], env={**os.environ, **_UV_FOLDERS, **variables})
+
+
+def _from_debian(versions, failures):
+    """Return an :class:`Interpreter` that is unpacked from Debian's packages; if there is none, None and why."""
+    for version in versions:
+        if version not in SUITES:
+            continue
+        try:
+            found = _probe(unpacked_python(version))
+        except RuntimeError as error:
+            failures.append("Debian's %s: %s" % (version, reason(error)))
+            continue
+        if found:
+            return found
+        failures.append("Debian's %s does not run here" % version)
+    return None
+
+
+def _from_uv(versions, failures):
+    """Return an :class:`Interpreter` that uv has downloaded; if there is none, None and why."""
+    say("getting it with uv ...")
     try:
         uv = _uv() or _install_uv()
-        for version in versions:
-            try:
-                run([uv, "python", "install", version])
-            except CommandError as error:
-                failures.append(str(error))
-                continue
-            for path in _uv_finds(uv, version):
-                found = _probe(path)
-                if found:
-                    return found
     except CommandError as error:
-        failures.append(str(error))
-    raise RuntimeError(
-        "%s is needed, with its venv module, and is neither on PATH nor among the versions of pyenv and uv. "
-        "uv could not get one:\n%s" % (wanted, "\n".join(failures))
-    )
+        failures.append("uv: %s" % reason(error))
+        return None
+    for version in versions:
+        try:
+            _run_uv(uv, "install", version, **_IN_CACHE)
+        except CommandError as error:
+            failures.append("uv's %s: %s" % (version, reason(error)))
+            continue
+        for path in _uv_finds(uv, version, _IN_CACHE):
+            found = _probe(path)
+            if found:
+                return found
+    return None
 
 
 def _install_uv():
-    run([sys.executable, "-m", "pip", "install", "--target", CACHE / "uv", "-r", REQUIREMENTS / "uv.txt"])
+    run([sys.executable, "-m", "pip", "install", "--target", _UV, "-r", REQUIREMENTS / "uv.txt"])
     return _uv()
 
 
@@ -201,3 +237,15 @@ def _make_environment(folder, interpreter, requirements, digest):
     # Last of all, so that what was interrupted does not count.
     (folder / _STAMP).write_text(json.dumps({"digest": digest, "folder": str(folder), **facts}))
     return Environment(python, facts["python"], facts["psycopg2"])
+
+
+def main():
+    """Print the path of a Python of one of the versions that are named on the command line."""
+    try:
+        print(find_python(sys.argv[1:]).path)
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
