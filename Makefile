@@ -119,6 +119,8 @@ ifneq ($$(file < $(1)),$$(CURDIR))
 endif
 endef
 $(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
+# Does not know the syntax trees of Python 3.14 and later, so that the tools look for an older one.
+$(PYLINT_7_STAMP): | $(TOOLS_STAMP)
 # Constraints of it.
 $(BENCH_STAMP): tools/requirements/tools.txt
 packages:
@@ -127,6 +129,7 @@ packages:
 
 $(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tools/requirements/%.txt | packages
 	@echo 'installing $* ...' >&2
-	@$(BASE_PYTHON) -m venv --clear .stack/$*
+	@python=$(if $(filter pylint-7,$*),$$($(TOOLS_PYTHON) -m stack.pythons 3.13 3.12 3.11 3.10 3.9),$(BASE_PYTHON)); \
+		$$python -m venv --clear .stack/$*
 	@.stack/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
 	@printf '%s' '$(CURDIR)' > $@

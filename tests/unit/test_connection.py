@@ -206,7 +206,7 @@ REFUSED = [
     ({"REQUIRE_AUTH": "nonsense"}, "invalid require_auth value"),
     ({"GSSENCMODE": "maybe"}, "invalid gssencmode value"),
     ({"TARGET_SESSION_ATTRS": "primry"}, "invalid target_session_attrs value"),
-    ({"SSL_MIN_PROTOCOL_VERSION": "TLSv9"}, "invalid ssl_min_protocol_version value"),
+    ({"SSL_MIN_PROTOCOL_VERSION": "TLSv9"}, 'value: "TLSv9"'),
     (
         {"SSL_MIN_PROTOCOL_VERSION": "TLSv1.3", "SSL_MAX_PROTOCOL_VERSION": "TLSv1.2"},
         "invalid SSL protocol version range",
