@@ -36,15 +36,16 @@ BENCH_STAMP := $(BENCH)/stamp
 # Debian's packages that a target needs and, after "--later", those that it can begin without: who has neither root nor
 # sudo is told of all of them at once.
 PACKAGES = python3-venv
-demo test matrix odoo-tests soak bench screenshot up: PACKAGES += postgresql pgbouncer
+demo test matrix odoo-tests soak bench screenshot up: PACKAGES += debian-archive-keyring postgresql pgbouncer
 test matrix: PACKAGES += iproute2
 bench: PACKAGES += wrk
+fresh: PACKAGES += mmdebstrap
 test screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
 
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)
 
-.PHONY: help packages demo unit test matrix odoo-tests soak bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit test matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +69,9 @@ odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, 
 
 soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
 	@exec $(TOOLS_PYTHON) -m tools.soak $(MINUTES) $(ARGS)
+
+fresh: $(TOOLS_STAMP) ## demo and unit tests in minimal systems of Debian, as a newcomer has them; as root
+	@exec $(TOOLS_PYTHON) -m tools.fresh $(ARGS)
 
 bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)

@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 
 from .commands import CommandError, run
-from .system import ensure_packages
+from .system import KEYRING, ensure_packages
 
 MIRROR_VARIABLE = "DEBIAN_MIRROR"
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _LIST_SOURCES = ["indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"]
 # It holds only what is newer there; what that needs comes from the other.
 _COMPLETED_BY = {"experimental": "sid"}
@@ -47,6 +46,15 @@ def unpack_packages(suite, packages, folder, exclude=(), libraries=False, withou
         os.replace(scratch / "unpacked", folder)
 
 
+def find_mirror():
+    """Return the address of a Debian mirror: the one named in the environment, or this machine's.
+
+    :raise RuntimeError: none is known
+    """
+    with tempfile.TemporaryDirectory(prefix="apt-") as scratch:
+        return _mirror(_Apt(Path(scratch)))
+
+
 def package_versions(folder):
     """Return the packages that were unpacked into a folder, as "name version"."""
     return (folder / "packages").read_text().splitlines()
@@ -55,12 +63,11 @@ def package_versions(folder):
 def _download(suite, packages, scratch, libraries, without):
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise RuntimeError("Debian packages can only be had where there are apt-get and dpkg-deb")
-    if not _KEYRING.exists():
-        ensure_packages("debian-archive-keyring")
+    ensure_packages("debian-archive-keyring")
     apt = _Apt(scratch)
     mirror = _mirror(apt)
     suites = [suite, *filter(None, [_COMPLETED_BY.get(suite)])]
-    apt.use_sources(["deb [signed-by=%s] %s %s main" % (_KEYRING, mirror, one) for one in suites])
+    apt.use_sources(["deb [signed-by=%s] %s %s main" % (KEYRING, mirror, one) for one in suites])
     if len(suites) > 1:
         apt.prefer(suite, packages)
     try:
@@ -134,7 +141,6 @@ class _Apt:
 
 
 def _mirror(apt):
-    """Return the address of a Debian mirror: the one named in the environment, or this machine's."""
     address = os.environ.get(MIRROR_VARIABLE) or _labelled_debian(run(["apt-get", *_LIST_SOURCES]))
     if not address:
         # Labels come with the lists. A fresh machine may have none yet: get them, though not for the machine.

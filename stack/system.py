@@ -17,6 +17,9 @@ from pathlib import Path
 
 from .commands import CommandError, run, say
 
+#: what Debian's packages are verified with; Ubuntu has it as a package
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
 # A machine that runs tests must not get two more servers on their default ports, now or before the tests are done.
 # policy-rc.d is how Debian lets an administrator say so. Written in sh, since it is to run as root in one go: whatever
 # happens to apt or to us, the file goes again; after kill -9 it stays, and allows everything. One of somebody else's
@@ -76,8 +79,7 @@ def is_installed(package):
 
 def _is_there(package):
     # The programs may be there without Debian's package of them.
-    program = _PROGRAMS.get(package)
-    return program is not None and program() is not None or is_installed(package)
+    return bool(package in _PROGRAMS and _PROGRAMS[package]()) or is_installed(package)
 
 
 def _is_debian():
@@ -141,6 +143,8 @@ def _pgbouncer_bin():
 
 
 _PROGRAMS = {
+    # What is fetched from Debian is fetched with apt.
+    "debian-archive-keyring": lambda: KEYRING.exists() or shutil.which("apt-get") is None,
     "iproute2": lambda: shutil.which("ip"),
     "pgbouncer": _pgbouncer_bin,
     "postgresql": _postgres_bin,
