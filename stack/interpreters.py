@@ -20,7 +20,7 @@ _MORE = {
     "3.13": ["python3-pip-whl"],
 }
 _NOT_UNPACKED = ("*/share/doc/*", "*/man/*", "*/locale/*")
-# They are the machine's, at least as new as those of the suite: a machine has a Python of its own that is.
+# Those of the machine serve where its own Python is newer, and so its C library; on others the interpreter fails.
 _OF_THE_MACHINE = ("libc6", "libgcc-s1", "libstdc++6")
 # Where Debian's ensurepip looks for pip, and what says the same of the interpreter that asks.
 _WHEELS = {
