@@ -38,6 +38,7 @@ BENCH_STAMP := $(BENCH)/stamp
 PACKAGES = python3-venv
 demo test matrix odoo-tests soak bench screenshot up: PACKAGES += debian-archive-keyring postgresql pgbouncer
 test matrix: PACKAGES += iproute2
+matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
 fresh: PACKAGES += mmdebstrap
 test screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation

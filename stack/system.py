@@ -145,6 +145,7 @@ def _pgbouncer_bin():
 _PROGRAMS = {
     # What is fetched from Debian is fetched with apt.
     "debian-archive-keyring": lambda: KEYRING.exists() or shutil.which("apt-get") is None,
+    "git": lambda: shutil.which("git"),
     "iproute2": lambda: shutil.which("ip"),
     "pgbouncer": _pgbouncer_bin,
     "postgresql": _postgres_bin,

@@ -39,7 +39,7 @@ DEADLINE = 3600
 
 # All that README.rst asks for.
 _PACKAGES = "make,python3"
-_PLACE = "/root/bus_alt_connection"
+_PLACE = "/srv/bus_alt_connection"
 _TEMPORARY = "bus_alt_connection-fresh-"
 # In a namespace for mounts, and one for processes, which end with their first. So nothing of it is left, whatever
 # happens to us. The shell stays the first, as somebody has to see to the processes whose parents have ended.
