@@ -514,7 +514,7 @@ class OneDatabase(PgBouncer):
         ({"db_sslmode": "require"}, {}, "does not support SSL"),
         ({"db_sslmode": "prefer"}, {"PGSSLMODE": "require"}, "does not support SSL"),
         ({"db_host": "elsewhere.invalid"}, {}, "elsewhere.invalid:.* known"),
-        ({}, {"PGOPTIONS": "-c geqo=off"}, "unsupported startup parameter"),
+        ({}, {"PGGEQO": "off"}, "unsupported startup parameter"),
     ],
     ids=["password", "TLS not offered", "TLS by PGSSLMODE", "unknown host", "startup parameter"],
 )

@@ -159,7 +159,9 @@ def test_a_branch_that_has_something_else_is_no_clone(repository, cache, change,
 
 def find_elsewhere(cache, stderr):
     """Start a process that looks for a clone of 17.0; return it."""
-    script = "import sys; from pathlib import Path; from stack import archive, clones; "
+    script = "import signal, sys; from pathlib import Path; from stack import archive, clones; "
+    # Whoever is run in the background is deaf to it, and so are its children.
+    script += "signal.signal(signal.SIGINT, signal.default_int_handler); "
     script += "archive.CACHE = clones.CACHE = Path(sys.argv[1]); clones.find_clone('17.0')"
     return subprocess.Popen([sys.executable, "-c", script, cache], cwd=PROJECT, stderr=stderr, start_new_session=True)
 
@@ -181,6 +183,7 @@ def test_an_interrupted_clone_is_not_taken_for_a_whole_one(repository, cache, sl
     finally:
         for process in [interrupted, *filter(is_alive, children)]:
             process.kill()
+        interrupted.wait()
     assert not clones.is_cloned("17.0")
     slow_git()
     # What kill -9 leaves may be anything.
