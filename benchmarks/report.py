@@ -193,13 +193,14 @@ def _ratio(found):
 
 
 def _sharing(figures):
-    headings = ["", "n", "p50 ms", "p95 ms", "p99 ms", "ratio"]
+    headings = ["", "n", "p50 ms", "p95 ms", "p99 ms", "ratio", "before: p50 ms", "ratio"]
     for variant, found in figures.items():
-        rows = [
-            [role, str(one["runs"]), *("%.2f" % one["after"][percent] for percent in ("p50", "p95", "p99"))]
-            + [_ratio(one["ratio"]) if role in ("host", "guest") else "-"]
-            for role, one in found.items()
-        ]
+        rows = []
+        for role, one in found.items():
+            shares = role in ("host", "guest")
+            after, before = [_ratio(one[name]) if shares else "-" for name in ("ratio", "ratio_before")]
+            percents = ["%.2f" % one["after"][percent] for percent in ("p50", "p95", "p99")]
+            rows.append([role, str(one["runs"]), *percents, after, "%.2f" % one["before"]["p50"], before])
         yield "Push through a host, Odoo " + variant, headings, rows
 
 

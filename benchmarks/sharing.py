@@ -15,8 +15,9 @@ Odoo 19.0. Two PostgreSQLs, each with a PgBouncer and two instances of Odoo, at 
 direct connection, so that one process is the host and another, of the other instance, its guest; those on the other
 have IMDISPATCHER_SHARE=0. Each of the four has a client with a channel of its own, and they take turns: one
 notification each in rounds of random order, the next one when the last has arrived. From the return of the COMMIT with
-the NOTIFY to the receipt by the client. Ratios are to the instance that was started as its counterpart among those that
-do not share; their spread is that of ten blocks of rounds."""
+the NOTIFY to the receipt by the client; "before": from right before that transaction, as COMMIT wakes all backends that
+listen before it returns, and here that is a single one. Ratios are to the instance that was started as its counterpart
+among those that do not share; their spread is that of ten blocks of rounds."""
 
 
 def run(quick, tell):
@@ -42,7 +43,7 @@ def _measure(workers, count):
         taken = {name: [] for name in targets}
         for number in range(count):
             for name in random.sample(list(targets), len(targets)):
-                taken[name].append(targets[name].push(number)[0])
+                taken[name].append(targets[name].push(number))
         figures = {}
         for role, number in pairs.items():
             own = taken["e-own", number]
@@ -51,12 +52,16 @@ def _measure(workers, count):
     return figures
 
 
-def _figures(seconds, base):
+def _figures(pairs, base):
+    after, before = zip(*pairs)
+    base_after, base_before = zip(*base)
     return {
-        "runs": len(seconds),
-        "after": milliseconds(seconds),
-        "ratio": ratios(seconds, base),
-        "curve": curve(seconds),
+        "runs": len(pairs),
+        "after": milliseconds(after),
+        "before": milliseconds(before),
+        "ratio": ratios(after, base_after),
+        "ratio_before": ratios(before, base_before),
+        "curve": curve(after),
     }
 
 
