@@ -170,6 +170,24 @@ def settled(*processes):
     return [one for one in processes if not one.is_guest]
 
 
+def in_an_outage(fake, process):
+    """Return a process that is host, and a list of three that are its guests; their server has just gone."""
+    host = process("imbus")
+    connected(host.listener)
+    guests = [process("imbus") for _ in range(3)]
+    settled(host, *guests)
+    fake.refuse()
+    fake.cut()
+    return host, guests
+
+
+def fails_for(process, seconds):
+    """Wait until a process has tried to connect in vain for so long."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        process.events.expect(FAILED)
+
+
 def hear(fake, *processes):
     """See that each hears what is sent, once."""
     token = '["%s"]' % uuid.uuid4().hex
@@ -427,12 +445,7 @@ def test_when_the_evented_one_ends_plain_ones_settle_on_one_of_them(fake, proces
 
 
 def test_after_an_outage_only_the_host_connects(fake, process):
-    host = process("imbus")
-    connected(host.listener)
-    guests = [process("imbus") for _ in range(3)]
-    settled(host, *guests)
-    fake.refuse()
-    fake.cut()
+    host, guests = in_an_outage(fake, process)
     for one in (host, *guests):
         event = one.events.expect(LOST)
         assert event.session is not None
@@ -478,17 +491,10 @@ def test_who_comes_in_an_outage_waits_with_the_others(fake, process):
 def test_after_a_long_outage_as_well(fake, process, monkeypatch):
     monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.4)
     monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.2)
-    host = process("imbus")
-    connected(host.listener)
-    guests = [process("imbus") for _ in range(3)]
-    settled(host, *guests)
-    fake.refuse()
-    fake.cut()
-    began = time.monotonic()
+    host, guests = in_an_outage(fake, process)
     host.events.expect(LOST)
     # As 20 s are with the real delays.
-    while time.monotonic() - began < 4 * sharing.LONGEST_DELAY:
-        host.events.expect(FAILED)
+    fails_for(host, 4 * sharing.LONGEST_DELAY)
     fake.forward()
     settled(host, *guests)
     assert [one.directs for one in guests] == [0, 0, 0]
@@ -497,18 +503,10 @@ def test_after_a_long_outage_as_well(fake, process, monkeypatch):
 def test_who_waits_with_a_host_goes_where_it_goes(fake, process, monkeypatch):
     """Which has found a better one meanwhile, as that has a session."""
     monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.2)
-    plain = process("imbus")
-    connected(plain.listener)
-    guests = [process("imbus") for _ in range(3)]
-    settled(plain, *guests)
-    fake.refuse()
-    fake.cut()
-    began = time.monotonic()
+    plain, guests = in_an_outage(fake, process)
     expect(lambda: all(one.sharing._lock.locked() and not one.is_guest for one in guests))
     evented = process("imbus", evented=True)
-    evented.events.expect(FAILED)
-    while time.monotonic() - began < 2 * sharing.PATIENCE:
-        evented.events.expect(FAILED)
+    fails_for(evented, 2 * sharing.PATIENCE)
     fake.forward()
     assert settled(evented, plain, *guests) == [evented]
     assert [one.directs for one in guests] == [0, 0, 0]
