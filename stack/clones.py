@@ -121,8 +121,7 @@ def _clone(series, folder):
 def _branches(address):
     """Return the names of all branches, and None; or None, and why the repository can not be asked."""
     try:
-        if shutil.which("git") is None:
-            ensure_packages("git")
+        ensure_packages("git")
         printed = _git(_PATIENCE_BRANCHES, "ls-remote", "--heads", "--", address)
     except RuntimeError as error:
         why = re.sub(r"^unable to access '.*?': ", "", reason(error))

@@ -1,6 +1,10 @@
-"""What looks like a source tree of Odoo."""
+"""What looks like a source tree of Odoo, and git for it."""
 
+import os
 from pathlib import Path
+
+from stack.commands import run
+from stack.system import ensure_packages
 
 #: what is in the folder of a module, as far as anybody looks
 MODULES = {
@@ -30,3 +34,18 @@ def add_modules(addons, *names):
         for file in MODULES[name]:
             (addons / name / file).parent.mkdir(parents=True, exist_ok=True)
             (addons / name / file).touch()
+
+
+def git(folder, *arguments, **variables):
+    """Run git in a folder, not as this machine's owner likes it, and return what it prints."""
+    ensure_packages("git")
+    environ = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    for role in "AUTHOR", "COMMITTER":
+        environ.update({"GIT_%s_NAME" % role: "Odoo", "GIT_%s_EMAIL" % role: "odoo@localhost"})
+    return run(["git", "-C", folder, *arguments], env={**os.environ, **environ, **variables}).strip()
+
+
+def commit(folder, **variables):
+    """Commit all that is in a folder, be it nothing new."""
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", "x", **variables)

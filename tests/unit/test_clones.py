@@ -13,11 +13,9 @@ import psutil
 import pytest
 
 from stack import archive, clones
-from stack.commands import run
 from stack.process import is_alive
-from stack.system import ensure_packages
 from stack.waiting import wait_until
-from tests.support.trees import make_tree
+from tests.support.trees import commit, git, make_tree
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -46,8 +44,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """Return a repository with 16.0 and 17.0, of two commits each."""
-    if shutil.which("git") is None:
-        ensure_packages("git")
     folder = tmp_path_factory.mktemp("original")
     git(folder, "init", "--quiet")
     for series in "16.0", "17.0":
@@ -75,19 +71,6 @@ def slow_git(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), path]))
     return lambda: monkeypatch.setenv("PATH", path)
-
-
-def git(folder, *arguments):
-    # Not as this machine's owner likes it.
-    environ = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    for role in "AUTHOR", "COMMITTER":
-        environ.update({"GIT_%s_NAME" % role: "Odoo", "GIT_%s_EMAIL" % role: "odoo@localhost"})
-    return run(["git", "-C", folder, *arguments], env={**os.environ, **environ}).strip()
-
-
-def commit(folder):
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", "x")
 
 
 def refusal(series):

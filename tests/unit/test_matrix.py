@@ -1,6 +1,5 @@
 """The matrix names what it can not run, fails if anything did, or if nothing ran, and makes a table of the rest."""
 
-import os
 import re
 import shutil
 import sys
@@ -12,9 +11,7 @@ import pytest
 from stack import servers
 from stack.builds import tree_release
 from stack.clones import Unavailable
-from stack.commands import run
-from stack.system import ensure_packages
-from tests.support.trees import make_tree
+from tests.support.trees import commit, git, make_tree
 from tools import matrix
 
 
@@ -83,14 +80,10 @@ def test_neither_an_alpha_nor_what_odoos_servers_run_is_a_series_of_its_own(tmp_
 
 
 def test_the_build_of_a_clone_has_the_day_of_its_commit(tmp_path):
-    if shutil.which("git") is None:
-        ensure_packages("git")
     tree = make_tree(tmp_path / "odoo")
-    run(["git", "-C", tree, "init", "--quiet"])
+    git(tree, "init", "--quiet")
     assert matrix._tree_version(tree) == "odoo"
-    identity = ["-c", "user.name=Odoo", "-c", "user.email=odoo@localhost", "-c", "commit.gpgsign=false"]
-    environ = {**os.environ, "GIT_COMMITTER_DATE": "2022-10-19T12:00:00Z"}
-    run(["git", "-C", tree, *identity, "commit", "--quiet", "--allow-empty", "--message=x"], env=environ)
+    commit(tree, GIT_COMMITTER_DATE="2022-10-19T12:00:00Z")
     assert matrix._tree_version(tree) == "15.0-20221019"
 
 
