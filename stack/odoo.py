@@ -118,6 +118,11 @@ class Odoo(Process):
         """
         return 4 if self.workers else 0
 
+    def health(self, timeout=20):
+        """Return what the health check says of the process that answers, as a dictionary; wait for so many seconds."""
+        with http_session() as session:
+            return session.get(self.event_url + "/bus_alt_connection/health", timeout=timeout).json()
+
     def run_with(self, variables):
         """Have it run with these :attr:`variables`; return the mark in its log where that begins."""
         if self.variables == variables:

@@ -31,7 +31,6 @@ import requests
 import websocket
 
 from stack import servers
-from stack.odoo import http_session
 from stack.stack import Stack
 from stack.waiting import wait_until
 
@@ -423,8 +422,8 @@ def host(stacks):
 
 def is_confirmed(stack):
     """Return whether the bus of this Odoo has heard itself."""
-    with http_session() as session, contextlib.suppress(requests.RequestException):
-        return session.get(stack.odoo.event_url + "/bus_alt_connection/health", timeout=10).json()["confirmed"]
+    with contextlib.suppress(requests.RequestException):
+        return stack.odoo.health(10)["confirmed"]
 
 
 def sample(stacks, samples):

@@ -8,7 +8,6 @@ import signal
 
 import psutil
 import pytest
-import requests
 
 from stack.builds import find_build
 from stack.database import DATABASE
@@ -16,6 +15,7 @@ from stack.odoo import default_load
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
 from tests.support import addonlog, traffic
+from tests.support.machine import Machine
 from tests.support.payloads import HOSTILE
 
 SERIES = "19.0"
@@ -137,12 +137,12 @@ def _listening(stack):
 
 def _only_connection(stack):
     """Return the process that has the only direct connection, in a set; an empty one if there are several."""
-    rows = stack.direct_connections()
-    return {int(row.application_name.rpartition("-")[2]) for row in rows} if len(rows) == 1 else set()
+    connected = Machine(stack).connected()
+    return connected if len(connected) == 1 else set()
 
 
 def _health(stack):
-    says = requests.get(stack.odoo.event_url + "/bus_alt_connection/health", timeout=10).json()
+    says = stack.odoo.health(10)
     return says["status"], says["mode"]
 
 

@@ -7,7 +7,6 @@ import time
 
 import psycopg2
 import pytest
-import requests
 from psycopg2.extras import wait_select
 
 from stack.pgbouncer import ADMIN, ADMIN_PASSWORD
@@ -59,8 +58,7 @@ def wait_for_check(stack):
     began = time.monotonic()
 
     def checked():
-        says = requests.get(stack.odoo.event_url + "/bus_alt_connection/health", timeout=SOON).json()
-        return says["seconds_since_check"] < time.monotonic() - began
+        return stack.odoo.health(SOON)["seconds_since_check"] < time.monotonic() - began
 
     wait_until(checked, SOON, "a check", 0.1, stack.odoo.log_tail)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from bus_alt_connection.listener import LONGEST_DELAY
 from stack.stack import ADDON, Stack
@@ -86,7 +85,7 @@ def test_all_settle_on_one_connection_and_say_so(machine, clients, channel):
         assert re.match(r"listening(?: again)? on [^(]+ %s %s, confirmed in [\d.]+ ms" % (way, place), said[-1])
     # Health is served where there is HTTP.
     for stack in machine.stacks:
-        says = requests.get(stack.odoo.event_url + "/bus_alt_connection/health", timeout=20).json()
+        says = stack.odoo.health()
         mode = "listening" if listeners[host] is stack else "shared"
         assert (says["mode"], says["status"], says["listening"], says["confirmed"]) == (mode, "pass", True, True)
     assert machine.joined_at_once, "the second Odoo came to it by way of something else"
