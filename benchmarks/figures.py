@@ -44,3 +44,16 @@ def ratios(samples, base, blocks=10):
     ]
     whole = statistics.median(samples) / statistics.median(base)
     return {"ratio": round(whole, 3), **{"block_" + key: value for key, value in spread(each).items()}}
+
+
+def pushes(pairs, base):
+    """Return the figures of pairs of seconds, from after and from before a NOTIFY, with ratios to those of ``base``."""
+    after, before = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return {
+        "runs": len(pairs),
+        "after": milliseconds(after),
+        "before": milliseconds(before),
+        "ratio_after": ratios(after, [pair[0] for pair in base]),
+        "ratio_before": ratios(before, [pair[1] for pair in base]),
+        "curve": curve(after),
+    }

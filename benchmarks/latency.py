@@ -10,7 +10,7 @@ from stack.odoo import series_number
 from stack.waiting import wait_until
 
 from .contenders import new_stack, running
-from .figures import curve, milliseconds, ratios
+from .figures import pushes
 
 HOW = """\
 All contenders run at the same time, each with its own PostgreSQL, and take turns: one notification each to one client
@@ -60,22 +60,9 @@ def _measure(series, workers, count):
                     late[key] += 1
                     if late[key] > max(5, count // 20):
                         raise
-    figures = {key: _figures(taken[key], taken["a"], late[key]) for key in taken}
+    figures = {key: {**pushes(taken[key], taken["a"]), "late": late[key]} for key in taken}
     figures["b"] = {"runs": _DEAF_MESSAGES, "arrived": deaf}
     return figures
-
-
-def _figures(pairs, base, late):
-    after, before = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return {
-        "runs": len(pairs),
-        "late": late,
-        "after": milliseconds(after),
-        "before": milliseconds(before),
-        "ratio_after": ratios(after, [pair[0] for pair in base]),
-        "ratio_before": ratios(before, [pair[1] for pair in base]),
-        "curve": curve(after),
-    }
 
 
 def _deaf(stack):

@@ -199,7 +199,7 @@ def _sharing(figures):
         rows = []
         for role, one in found.items():
             shares = role in ("host", "guest")
-            after, before = [_ratio(one[name]) if shares else "-" for name in ("ratio", "ratio_before")]
+            after, before = [_ratio(one[name]) if shares else "-" for name in ("ratio_after", "ratio_before")]
             percents = ["%.2f" % one["after"][percent] for percent in ("p50", "p95", "p99")]
             rows.append([role, str(one["runs"]), *percents, after, "%.2f" % one["before"]["p50"], before])
         yield "Push through a host, Odoo " + variant, headings, rows

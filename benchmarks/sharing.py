@@ -3,11 +3,10 @@
 import contextlib
 import random
 
-from stack.odoo import http_session
 from stack.waiting import wait_until
 
 from .contenders import new_stack, running, start_more
-from .figures import curve, milliseconds, ratios
+from .figures import pushes
 from .latency import OdooClient
 
 HOW = """\
@@ -47,30 +46,12 @@ def _measure(workers, count):
         figures = {}
         for role, number in pairs.items():
             own = taken["e-own", number]
-            figures[role] = _figures(taken["e", number], own)
-            figures["beside the " + role] = _figures(own, own)
+            figures[role] = pushes(taken["e", number], own)
+            figures["beside the " + role] = pushes(own, own)
     return figures
-
-
-def _figures(pairs, base):
-    after, before = zip(*pairs)
-    base_after, base_before = zip(*base)
-    return {
-        "runs": len(pairs),
-        "after": milliseconds(after),
-        "before": milliseconds(before),
-        "ratio": ratios(after, base_after),
-        "ratio_before": ratios(before, base_before),
-        "curve": curve(after),
-    }
 
 
 def _host_and_guest(stacks):
     """Return the modes of the processes that serve the bus, once they are one of each."""
-    modes = [_mode(stack.odoo) for stack in stacks]
+    modes = [stack.odoo.health(30)["mode"] for stack in stacks]
     return sorted(modes) == ["listening", "shared"] and modes
-
-
-def _mode(odoo):
-    with http_session() as session:
-        return session.get(odoo.event_url + "/bus_alt_connection/health", timeout=30).json()["mode"]
