@@ -1,22 +1,31 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What Odoo's loops see of the listener: a cursor and, as its connection, a feed.
+"""What a listener of Odoo's, or of another addon, works with: a cursor and its connection.
 
-Odoo selects on the connection of the cursor that it said LISTEN on, polls it, and
-takes the notifications from it. The feed is such a connection as long as the loop
-runs, however often the real one is lost meanwhile. Whatever else a listener wants of
-its cursor or connection it gets of an ordinary cursor, which lasts until the commit.
+Such a listener executes LISTEN on a cursor of Odoo's, selects on the cursor's connection
+``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` makes
+the class of such a cursor: Odoo's own, whose connection is a `ListeningConnection`.
+
+- LISTEN and UNLISTEN go to the listener of the process, and no connection is needed.
+- All other statements are executed on a pooled connection, exactly as an ordinary cursor
+  does. It is opened at the first of them. Until LISTEN is executed, the cursor keeps it, as
+  ordinary cursors do; from then on, only until the transaction ends.
+- The `ListeningConnection` outlives both the pooled connections and the direct one.
+
+So commit, rollback, close, and all hooks that run then are those of the series of Odoo.
 """
 
+import collections
 import contextlib
+import functools
 import logging
 import re
-import socket
-import threading
 
 import psycopg2
+from psycopg2 import extensions, sql
 
 from .log import rarely
+from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
@@ -25,145 +34,395 @@ LISTEN_TIMEOUT = 5.0
 # Notifications that may wait for Odoo's loop; what it misses beyond is in bus_bus.
 FEED_SIZE = 5000
 
-_LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*;?\s*\Z', re.IGNORECASE)
-# Odoo asks it before LISTEN. Ours is on a primary or waits for one, so that this needs no
-# connection, and a cron thread that opens its cursor in an outage does not die of it.
+#: matches what may be a LISTEN or UNLISTEN
+begins_with_listen = re.compile(r"\s*(?:un)?listen\b", re.IGNORECASE).match
+_LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\s*|\Z)', re.IGNORECASE)
+# Odoo executes it before LISTEN. Our listener is on a primary or waits for one, so the answer needs no connection, and
+# a cron thread that opens its cursor during an outage goes on.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
+# Bytes; PostgreSQL cuts longer names.
+_LONGEST_NAME = 63
 
 
 class Feed(object):
-    """Stands in for a psycopg2 connection: selectable, with ``notifies``.
+    """A selectable queue of notifications, which looks like a psycopg2 connection.
 
-    `put` may be called by any thread, everything else by the one that listens.
-    ``ordinary()`` returns a cursor whose connection has what this one has not.
+    `put` and `interrupt` may be called by any thread, everything else by the thread that
+    listens. None of them waits for another thread, so a finalizer may call `close` at any time.
     """
 
-    autocommit = True
-
-    def __init__(self, listener, ordinary):
+    def __init__(self):
         self.notifies = []
         self.closed = 0
         #: the names of the channels that `put` is to be called for
         self.channels = frozenset()
-        self._listener, self._ordinary = listener, ordinary
-        self._pending = []
-        self._lock = threading.Lock()
-        # In it there is a byte while something is pending: neither end ever blocks.
-        self._reader, self._writer = socket.socketpair()
+        #: notifications, and the errors that `poll` is to raise in between
+        self._pending = collections.deque()
+        self._waker = Waker()
 
     def put(self, notifications):
-        """Have ``notifications`` ready for the next `poll`, and wake who selects.
+        """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
 
-        Return False if there was no room for some, since nobody polls.
+        Return False if there was no room for all of them, since nobody polls.
         """
-        with self._lock:
-            if self.closed or not notifications:
-                return True
-            if not self._pending:
-                self._writer.send(b"\0")
-            self._pending.extend(notifications[: FEED_SIZE - len(self._pending)])
-            full = len(self._pending) == FEED_SIZE
-        if full and rarely("full"):
+        if self.closed or not notifications:
+            return True
+        room = max(FEED_SIZE - len(self._pending), 0)
+        self._pending.extend(notifications[:room])
+        self._waker.wake()
+        fits = len(notifications) <= room
+        if not fits and rarely("full"):
             text = "Odoo's loop does not fetch its notifications: %d wait, more are dropped and looked up later"
             _logger.warning(text, FEED_SIZE)
-        return not full
+        return fits
+
+    def interrupt(self, reason):
+        """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.
+
+        What was put before comes first, by a `poll` of its own; what is put later comes
+        afterwards. Interruptions with nothing in between count as one.
+        """
+        if self.closed or self._pending and isinstance(self._pending[-1], psycopg2.Error):
+            return
+        self._pending.append(psycopg2.OperationalError(reason))
+        self._waker.wake()
 
     def fileno(self):
-        return self._reader.fileno()
+        return self._waker.fileno()
 
     def poll(self):
-        """Move what has arrived to ``notifies``; return psycopg2's ``POLL_OK``."""
+        """Move what has arrived to ``notifies``; return psycopg2's ``POLL_OK``.
+
+        Raises ``psycopg2.OperationalError`` after `interrupt`; the feed works on afterwards.
+        """
+        self._check_open()
+        self._waker.clear()
+        error = None
+        if self._pending and isinstance(self._pending[0], psycopg2.Error):
+            error = self._pending.popleft()
+        else:
+            while self._pending and not isinstance(self._pending[0], psycopg2.Error):
+                self.notifies.append(self._pending.popleft())
+            # Cron's loop never takes any out.
+            del self.notifies[:-FEED_SIZE]
+        if self._pending:
+            self._waker.wake()
+        if error:
+            raise error
+        return extensions.POLL_OK
+
+    def close(self):
+        self.closed = 1
+        self._waker.close()
+
+    def _check_open(self):
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
-        with self._lock:
-            if self._pending:
-                self._reader.recv(1)
-                self.notifies.extend(self._pending)
-                # Cron's loop never takes any out.
-                del self.notifies[:-FEED_SIZE]
-                self._pending = []
-        return psycopg2.extensions.POLL_OK
-
-    def close(self):
-        with self._lock:
-            self.closed = 1
-            self._reader.close()
-            self._writer.close()
-        self._listener.remove(self)
-
-    def __getattr__(self, name):
-        return getattr(self._ordinary()._cnx, name)
 
 
-class ListeningCursor(object):
-    """As much of Odoo's ``Cursor`` as is different for a listener.
+class ListeningConnection(Feed):
+    """The connection of a listening cursor, for as long as that cursor is open.
 
-    LISTEN and UNLISTEN go to ``listener``; for all else ``open_ordinary()`` opens a
-    cursor as Odoo would have had, through the pooler.
+    ``open_pooled()`` returns an ordinary cursor of Odoo's. ``start_listening(feed)`` returns a
+    `listener.Listener` that has taken on ``feed``; it is called at the first LISTEN.
+
+    What is not defined here is that of the pooled connection.
     """
 
-    def __init__(self, listener, database, open_ordinary):
-        self.dbname = database
-        self._listener = listener
-        self._open_ordinary = open_ordinary
-        self._opened = None
-        self._rows = []
-        self._cnx = self.connection = Feed(listener, self._ordinary)
+    def __init__(self, open_pooled, start_listening):
+        super(ListeningConnection, self).__init__()
+        self._open_pooled = open_pooled
+        self._start_listening = start_listening
+        self._listener = None
+        #: an ordinary cursor, which has the transaction, or None
+        self._pooled = None
+        self._autocommit = False
+        #: name -> what to do with each pooled connection
+        self._settings = {}
 
     @property
-    def closed(self):
-        return bool(self._cnx.closed)
+    def is_pooled(self):
+        """Whether there is a pooled connection now."""
+        return self._pooled is not None
 
-    def execute(self, query, params=None, *args, **kwargs):
-        if self._cnx.closed:
-            raise psycopg2.InterfaceError("Cursor already closed")
-        text = query
-        if params or not isinstance(query, str):
-            # A connection is needed to put it together.
-            text = self._ordinary().mogrify(query, params).decode()
-        self._rows = [(False,)] if _IN_RECOVERY.match(text) else []
-        match = _LISTEN.match(text)
-        if match:
-            stop, exact, plain = match.groups()
-            channel = exact.replace('""', '"') if exact else plain.lower()
-            wanted = self._cnx.channels - {channel} if stop else self._cnx.channels | {channel}
-            self._listener.listen(self._cnx, frozenset() if plain == "*" else wanted)
-        elif not self._rows:
-            self._ordinary().execute(query, params, *args, **kwargs)
+    def pooled(self):
+        """Return the ordinary cursor that has the transaction; it is opened if there is none."""
+        self._check_open()
+        if self._pooled is None:
+            pooled = self._open_pooled()
+            for apply in list(self._settings.values()):
+                apply(pooled._cnx)
+            self._pooled = pooled
+        return self._pooled
 
-    def fetchone(self):
-        return self._rows.pop() if self._rows else self._ordinary().fetchone()
+    def adopt(self, cursor):
+        """Take over the pooled connection of ``cursor``, an open ordinary cursor, with its transaction."""
+        self._pooled = _FirstTransaction(cursor, self)
+        if cursor._cnx.autocommit:
+            self.autocommit = True
+
+    def listen(self, statements):
+        """Execute ``statements``, pairs: whether it is UNLISTEN, and the channel, or ``*``."""
+        self._check_open()
+        channels = self.channels
+        for stops, channel in statements:
+            if not stops:
+                channels |= {channel}
+            else:
+                channels = frozenset() if channel == "*" else channels - {channel}
+        if channels == self.channels:
+            return
+        if self._listener is None:
+            self._listener = self._start_listening(self)
+        self._listener.listen(self, channels)
+        if self._autocommit:
+            self._release()
+            self._wait_for_listen()
 
     def commit(self):
-        """Wait until LISTEN is in force, which in SQL it is from the commit on."""
-        self._end_ordinary(commit=True)
-        self._listener.wait_for_listen(self._cnx, LISTEN_TIMEOUT)
+        """Commit the transaction, and wait until LISTEN is in force, which in SQL it is from the commit on."""
+        self._check_open()
+        try:
+            if self._pooled is not None:
+                self._pooled._cnx.commit()
+        finally:
+            self._release_if_listening()
+        self._wait_for_listen()
 
     def rollback(self):
-        self._end_ordinary()
+        self._check_open()
+        try:
+            if self._pooled is not None:
+                self._pooled._cnx.rollback()
+        finally:
+            self._release_if_listening()
 
     def close(self):
-        self._end_ordinary()
-        self._cnx.close()
+        if self.closed:
+            return
+        super(ListeningConnection, self).close()
+        self._release()
+        if self._listener is not None:
+            self._listener.remove(self)
 
-    def __enter__(self):
-        return self
+    def give_back(self, *_connection, **_keep_in_pool):
+        """Close it. The cursor gives its connection back to the pool, for which this one stands in as well."""
+        self.close()
 
-    def __exit__(self, kind, _error, _traceback):
-        with contextlib.closing(self):
-            self._end_ordinary(commit=kind is None)
+    # What psycopg2 keeps of a connection, the server does not know. So each pooled connection is told.
+
+    @property
+    def autocommit(self):
+        return self._autocommit
+
+    @autocommit.setter
+    def autocommit(self, is_on):
+        self._autocommit = bool(is_on)
+        self._configure("autocommit", lambda connection: setattr(connection, "autocommit", is_on))
+
+    def set_isolation_level(self, level):
+        self._autocommit = level == extensions.ISOLATION_LEVEL_AUTOCOMMIT
+        self._configure("isolation level", lambda connection: connection.set_isolation_level(level))
+
+    def set_session(self, *arguments, **named):
+        self._autocommit = bool(named.get("autocommit", self._autocommit))
+        self._configure("session", lambda connection: connection.set_session(*arguments, **named))
+
+    def _configure(self, what, apply):
+        if self._pooled is not None:
+            apply(self._pooled._cnx)
+        self._settings[what] = apply
 
     def __getattr__(self, name):
-        return getattr(self._ordinary(), name)
+        return getattr(self.pooled()._cnx, name)
 
-    def _ordinary(self):
-        if self._opened is None:
-            self._opened = self._open_ordinary()
-        return self._opened
+    def _wait_for_listen(self):
+        if self._listener is not None:
+            self._listener.wait_for_listen(self, LISTEN_TIMEOUT)
 
-    def _end_ordinary(self, commit=False):
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            with contextlib.closing(opened):
-                if commit:
-                    opened.commit()
+    def _release_if_listening(self):
+        # Until then, settings of the session and the like are to last, as on an ordinary cursor.
+        if self._listener is not None:
+            self._release()
+
+    def _release(self):
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            # The transaction is over. The next one gets another connection.
+            with contextlib.suppress(psycopg2.Error):
+                pooled.close()
+
+
+class _FirstTransaction(object):
+    """The pooled connection that a cursor had when it executed LISTEN.
+
+    Its owner may have fetched ``cursor._cnx`` before, and may select on it for ever. So this
+    connection does not return to the pool; in its owner's hands it does what ``feed`` does.
+    """
+
+    def __init__(self, cursor, feed):
+        self._cnx = cursor._cnx
+        self._obj = cursor._obj
+        self._feed = feed
+        self._pool = vars(cursor).get("_Cursor__pool")
+
+    def close(self):
+        if self._pool is None:
+            # From 20.0 on.
+            self._cnx.give_back(keep_in_pool=False)
+        else:
+            self._pool.give_back(self._cnx, keep_in_pool=False)
+        forward(self._cnx, self._feed)
+
+
+def forward(connection, feed):
+    """Make ``connection``, a closed one of a subclass of psycopg2's, do whatever ``feed`` does."""
+
+    def forwarding(name):
+        return property(lambda self: getattr(feed, name), lambda self, value: setattr(feed, name, value))
+
+    names = [name for name in dir(extensions.connection) if not name.startswith("__")]
+    kind = type(connection)
+    connection.__class__ = type(kind.__name__, (kind,), {name: forwarding(name) for name in names})
+
+
+class _ListeningCursor(object):
+    """What a listening cursor does differently from Odoo's ``Cursor``, its other base class."""
+
+    _is_closing = False
+    _unanswered = None
+
+    @property
+    def _obj(self):
+        """The cursor of psycopg2. There is always one, as to Odoo."""
+        if self._is_closing:
+            return _Closed()
+        cursor = self._cnx.pooled()._obj
+        if self._unanswered:
+            query, self._unanswered = self._unanswered, None
+            cursor.execute(query)
+        return cursor
+
+    @_obj.deleter
+    def _obj(self):
+        # Odoo deletes it when it closes the cursor.
+        pass
+
+    @property
+    def connection(self):
+        return self._cnx
+
+    def execute(self, query, params=None, *args, **kwargs):
+        self._unanswered = None
+        text = beginning(query)
+        if begins_with_listen(text):
+            if params or not isinstance(query, str):
+                text = self.mogrify(query, params).decode()
+            statements = _listen_statements(text)
+            if statements:
+                self._cnx.listen(statements)
+                return
+            line = "the statement %s is more than LISTEN: it is left to the pooler, and nothing is heard."
+            line += " Execute LISTEN by itself"
+            _logger.warning(line, ascii(text[:80]))
+        elif _IN_RECOVERY.match(text) and not self._cnx.is_pooled and not self.closed:
+            self._unanswered = query
+            return
+        super(_ListeningCursor, self).execute(query, params, *args, **kwargs)
+
+    def fetchone(self):
+        if self._unanswered:
+            self._unanswered = None
+            return (False,)
+        return self._obj.fetchone()
+
+    def _close(self, *args, **kwargs):
+        # Odoo closes ``_obj`` first, for which no connection has to be opened.
+        self._is_closing = True
+        try:
+            super(_ListeningCursor, self)._close(*args, **kwargs)
+        finally:
+            self._cnx.close()
+
+
+class _Closed(object):
+    """What a cursor that is being closed, or is closed, has in place of psycopg2's cursor."""
+
+    def close(self):
+        pass
+
+    def __getattr__(self, name):
+        raise psycopg2.InterfaceError("Cursor already closed")
+
+
+class _NoPool(object):
+    """Stands in for a pool, its connections and their cursors while Odoo makes a cursor that has none yet."""
+
+    readonly = False
+    closed = 1
+
+    @property
+    def connection(self):
+        return self
+
+    def _return_itself(self, *_args, **_kwargs):
+        return self
+
+    borrow = cursor = set_isolation_level = set_session = execute = commit = _return_itself
+
+
+#: gives cursors that can't do anything before `turn`
+NO_POOL = _NoPool()
+
+
+@functools.lru_cache()
+def listening_class(base):
+    """Return the class of listening cursors, for ``base``, the ``Cursor`` of a series of Odoo."""
+    return type("ListeningCursor", (_ListeningCursor, base), {})
+
+
+def turn(cursor, connection):
+    """Make ``cursor``, an ordinary one of Odoo's, a listening one on ``connection``, a `ListeningConnection`."""
+    content = vars(cursor)
+    cursor.__class__ = listening_class(type(cursor))
+    content.pop("_obj", None)
+    if "_Cursor__pool" in content:
+        content["_Cursor__pool"] = connection
+    cursor._cnx = connection
+
+
+def beginning(query):
+    """Return the first text of ``query``, of any of the types that a cursor of Odoo's executes."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode("latin-1")
+    if isinstance(query, sql.SQL):
+        return query.string
+    if isinstance(query, sql.Composed):
+        return beginning(query.seq[0]) if query.seq else ""
+    # Of odoo.tools.SQL, from 17.0 on.
+    return getattr(query, "code", "")
+
+
+def fold(name):
+    """Return the channel that an identifier without quotes means to PostgreSQL."""
+    return cut("".join(letter if letter > "\x7f" else letter.lower() for letter in name))
+
+
+def cut(name):
+    """Return ``name`` as PostgreSQL cuts identifiers: whole characters of at most 63 bytes."""
+    return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+
+
+def _listen_statements(text):
+    """Return pairs for `ListeningConnection.listen`, or None if ``text`` has anything else than LISTEN and UNLISTEN."""
+    statements, at = [], 0
+    while at < len(text):
+        match = _LISTEN.match(text, at)
+        if match is None:
+            return None
+        stops, quoted, plain = match.groups()
+        statements.append((bool(stops), cut(quoted.replace('""', '"')) if quoted else fold(plain)))
+        at = match.end()
+    return statements

@@ -1,13 +1,16 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What is patched: who says LISTEN is handed a cursor that goes past the pooler.
+"""What is patched: a cursor that executes LISTEN goes past the pooler from then on.
 
-Odoo's listeners ask ``sql_db`` for a cursor in the very function that says LISTEN.
-So when a cursor is asked for, the constants of the asking function tell: if one of
-them is a LISTEN statement it gets a listening cursor, otherwise nothing changes.
-That holds for the bus and cron of all series, and for other addons alike. The jobs
-that a cron thread runs are asked for by other functions, and stay on the pooler. And
-where there is a system database of one's own, it is what ``postgres`` leads to.
+Each cursor of ``sql_db`` looks at the beginning of what it executes. At a LISTEN it becomes
+a listening cursor, see `cursor`. That holds for the bus and cron of all series, and for other
+addons alike. The jobs that a cron thread runs have other cursors, which stay on the pooler.
+
+Odoo's own listeners have to start even while the pooler is away. They open their cursor in
+the very function that executes LISTEN. So if one of the constants of the calling function is
+a LISTEN statement, its cursor is a listening one from the start, which needs no connection
+before it executes something else. And if the addon has a system database of its own, that is
+what ``postgres`` leads to.
 
 On its way from PostgreSQL to Odoo's loop a notification passes::
 
@@ -23,7 +26,6 @@ and where the listener of another process has the connection, between the first 
     listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms
 """
 
-import collections
 import functools
 import logging
 import os
@@ -36,8 +38,8 @@ import odoo
 import psycopg2
 from odoo import release, sql_db, tools
 
-from . import catchup, connection, log, settings, sharing
-from .cursor import ListeningCursor
+from . import catchup, connection, log, settings, sharing, threads
+from .cursor import NO_POOL, ListeningConnection, beginning, turn
 from .listener import DirectSession, Listener
 from .supervisor import Supervisor
 
@@ -45,9 +47,10 @@ _logger = logging.getLogger(__name__)
 
 # A whole statement, so that a docstring on listening is none. The channel may be
 # put in later: "LISTEN ", "LISTEN %s", "LISTEN {}".
-_LISTEN = re.compile(r'''\s*listen\s+("[^"]*"?|[\w$]+|%s|%\(\w+\)s|\{\w*\})?\s*;?\s*\Z''', re.IGNORECASE)
+_LISTEN = re.compile(r'''\s*(?:listen|LISTEN)\s+("[^"]*"?|[\w$]+|%s|%\(\w+\)s|\{\w*\})?\s*;?\s*\Z''')
+_begins_with_listen = re.compile(r"\s*listen\b", re.IGNORECASE).match
 # These only pass on what somebody else asks for.
-_GO_BETWEENS = ("odoo.sql_db", "odoo.modules.registry", "odoo.orm.registry", __name__)
+_GO_BETWEENS = frozenset(["odoo.sql_db", "odoo.modules.registry", "odoo.orm.registry", __name__])
 
 
 class _Process(object):
@@ -62,42 +65,86 @@ class _Process(object):
 
 
 #: by pid: a fork has the listeners of its parent only by name
-_processes = collections.defaultdict(_Process)
+_processes = {}
 _options = None
+#: id of a code -> the code, and whether it says LISTEN. An entry keeps its code, so that no other code gets this id.
+_says_listen_cache = {}
+_CACHE_SIZE = 4096
 
 
 def install():
-    """Patch Odoo's ``sql_db``, and say in the log what will go where."""
+    """Patch Odoo's ``sql_db``, and say in the log what will go where. Any thread may call it, and repeatedly."""
     global _options
-    if _options is not None:
-        return
-    # To an earlier Odoo db_system means nothing, though it may be in odoo.conf.
-    db_system = tools.config.get("db_system") if _series() >= 19.1 else None
-    _options = settings.read(os.environ, tools.config.options, db_system)
-    _report()
-    original, original_info = sql_db.Connection.cursor, sql_db.connection_info_for
+    with _here().lock:
+        if _options is not None:
+            return
+        # To an earlier Odoo db_system means nothing, though it may be in odoo.conf.
+        db_system = tools.config.get("db_system") if _series() >= 19.1 else None
+        _options = settings.read(os.environ, tools.config.options, db_system)
+        _report()
+        _patch_connection_info()
+        _patch_frame_codeinfo()
+        _patch_execute()
+        _patch_cursor()
+
+
+def _patch_connection_info():
+    original = sql_db.connection_info_for
 
     def connection_info_for(db_or_uri, *args, **kwargs):
-        name, info = original_info(db_or_uri, *args, **kwargs)
+        name, info = original(db_or_uri, *args, **kwargs)
         if _options.system_database and db_or_uri == "postgres":
             # The name stays: by it Odoo knows what not to keep in its pool.
             info["database"] = _options.system_database
         return name, info
 
+    sql_db.connection_info_for = connection_info_for
+
+
+def _patch_frame_codeinfo():
+    """Have a cursor that was not closed name the function that opened it, not this module."""
+    original = sql_db.frame_codeinfo
+
+    def frame_codeinfo(frame, back=0):
+        for _step in range(back):
+            frame = frame and frame.f_back
+        while frame is not None and frame.f_globals.get("__name__") == __name__:
+            frame = frame.f_back
+        return original(frame)
+
+    sql_db.frame_codeinfo = frame_codeinfo
+
+
+def _patch_cursor():
+    original = sql_db.Connection.cursor
+
     def cursor(self, *args, **kwargs):
-        code, dsn = _asking_code(), self.dsn
-        listens, elsewhere = _says_listen(code), "dsn" in dsn
-        if listens and not elsewhere:
-            return _listening_cursor(dsn.get("database", self.dbname), lambda: original(self, *args, **kwargs))
-        # By a URI other addons open databases of their own.
-        if listens:
-            _logger.info("%s listens at a URI of its own, which is left to it", code)
+        code = _asking_code()
+        if _says_listen(code) and not _is_elsewhere(self):
+            without_connection = original(type(self)(NO_POOL, self.dbname, self.dsn), *args, **kwargs)
+            turn(without_connection, _listening_connection(self, lambda: original(self, *args, **kwargs)))
+            return without_connection
         opened = original(self, *args, **kwargs)
-        if not elsewhere:
-            _here().databases.add(self.dbname)
+        # For the case that LISTEN is executed on it.
+        opened._opening = original, self, args, kwargs, code
+        databases = _here().databases
+        if opened.dbname not in databases and not _is_elsewhere(self):
+            databases.add(opened.dbname)
         return opened
 
-    sql_db.Connection.cursor, sql_db.connection_info_for = cursor, connection_info_for
+    sql_db.Connection.cursor = cursor
+
+
+def _patch_execute():
+    original = sql_db.Cursor.execute
+
+    def execute(self, query, *args, **kwargs):
+        text = query if query.__class__ is str else beginning(query)
+        if _begins_with_listen(text) and _take_past_pooler(self):
+            return self.execute(query, *args, **kwargs)
+        return original(self, query, *args, **kwargs)
+
+    sql_db.Cursor.execute = execute
 
 
 def supervisors():
@@ -106,33 +153,72 @@ def supervisors():
 
 
 def _here():
-    return _processes[os.getpid()]
+    """Return the `_Process` of this process. Any thread may call it."""
+    pid = os.getpid()
+    process = _processes.get(pid)
+    if process is None:
+        # In one step, so that all threads get the same.
+        process = _processes.setdefault(pid, _Process())
+    return process
 
 
-def _listening_cursor(database, ordinary):
+def _take_past_pooler(cursor):
+    """Make ``cursor``, on which LISTEN is executed, a listening cursor. Return False if it is one, or can't be."""
+    if isinstance(cursor._cnx, ListeningConnection):
+        return False
+    where = _name(_asking_code())
+    if "_opening" not in vars(cursor):
+        text = "%s executes LISTEN on a cursor that the addon does not know: it is left to the pooler,"
+        text += " and nothing is heard. Open the cursor with odoo.sql_db.db_connect"
+        _logger.warning(text, where)
+        return False
+    original, connection, args, kwargs, opener = cursor._opening
+    if _is_elsewhere(connection):
+        _logger.info("%s listens at a URI of its own, which is left to it", where)
+        return False
+    listening = _listening_connection(connection, lambda: original(connection, *args, **kwargs))
+    listening.adopt(cursor)
+    turn(cursor, listening)
+    text = "%s executes LISTEN on a cursor that %s opened: this cursor listens past the pooler from now on"
+    _logger.info(text, where, _name(opener))
+    return True
+
+
+def _is_elsewhere(odoos):
+    """Return whether ``odoos``, a ``Connection`` of Odoo's, has a URI: other addons open databases of their own so."""
+    return "dsn" in odoos.dsn
+
+
+def _listening_connection(odoos, open_pooled):
+    """Return a `ListeningConnection` to the database of ``odoos``, a ``Connection`` of Odoo's."""
+    database = odoos.dsn.get("database", odoos.dbname)
+    return ListeningConnection(open_pooled, functools.partial(_start_listening, database))
+
+
+def _start_listening(database, feed):
+    """Return the listener of ``database``, started if there is none, which has taken on ``feed``."""
     here = _here()
     with here.lock:
         supervisor = here.supervisors.get(database)
-        if supervisor is not None:
-            cursor = ListeningCursor(supervisor.listener, database, ordinary)
-            if supervisor.listener.add(cursor.connection):
-                return cursor
+        if supervisor is not None and supervisor.listener.add(feed):
+            return supervisor.listener
         direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
         shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
         outages = log.OutageLog(database)
         listener = shared.listener = Listener(database, shared.connect, _stopping, outages, _series())
-        cursor = ListeningCursor(listener, database, ordinary)
-        listener.add(cursor.connection)
+        listener.add(feed)
         supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options, shared.better)
+        if _is_prefork():
+            threads.limit_arenas()
         try:
-            for one in (supervisor, listener):
-                threading.Thread(target=one.run, name="%s.%s" % (type(one).__module__, database), daemon=True).start()
+            for part in (supervisor, listener):
+                threads.start(part.run, "%s.%s" % (type(part).__module__, database))
         except Exception:
             # One without the other would be deaf without a word.
             listener.close()
             raise
         here.supervisors[database] = supervisor
-        return cursor
+        return listener
 
 
 def _ordinary(database):
@@ -166,19 +252,38 @@ def _stopping():
     return bool(getattr(server, "quit_signals_received", 0))
 
 
+def _is_prefork():
+    """Return whether this is one of several processes of Odoo, each of which has little to do at the same time."""
+    return bool(tools.config.get("workers")) or getattr(odoo, "evented", False)
+
+
 def _asking_code():
-    """Return the code of the function that asks for a cursor."""
-    frame = sys._getframe(1)
+    """Return the code of the function that asks for a cursor, or executes something on it."""
+    # Our own caller is a function of this module.
+    frame = sys._getframe(2)
     while frame.f_back and frame.f_globals.get("__name__") in _GO_BETWEENS:
         frame = frame.f_back
     return frame.f_code
 
 
-@functools.lru_cache(maxsize=4096)
+def _name(code):
+    """Return for the log which function ``code`` is of, and where it is."""
+    return "%s (%s:%d)" % (code.co_name, code.co_filename, code.co_firstlineno)
+
+
 def _says_listen(code):
-    texts = [one for one in code.co_consts if isinstance(one, str)]
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return any(map(_LISTEN.match, texts)) or any(map(_says_listen, inner))
+    """Return whether a constant of ``code``, or of a function that is nested in it, is a LISTEN statement."""
+    # By its id, since a code takes its hash from all that is in it, each time.
+    known = _says_listen_cache.get(id(code))
+    if known is None:
+        texts = [constant for constant in code.co_consts if isinstance(constant, str)]
+        nested = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        known = code, any(map(_LISTEN.match, texts)) or any(map(_says_listen, nested))
+        if len(_says_listen_cache) >= _CACHE_SIZE:
+            # As code that is made again and again fills it.
+            _says_listen_cache.clear()
+        _says_listen_cache[id(code)] = known
+    return known[1]
 
 
 def _report():

@@ -5,47 +5,66 @@ import threading
 
 import psycopg2
 import pytest
-from psycopg2 import sql
+from psycopg2 import extensions, sql
 
-from bus_alt_connection.cursor import ListeningCursor
+from bus_alt_connection.cursor import NO_POOL, ListeningConnection, turn
 from bus_alt_connection.listener import DirectSession, Listener
 from stack.postgres import libpq_parameters
 from stack.waiting import wait_until
+from tests.unit.fakes import Cursor, FakePool
 
 
-class Ordinary:
-    """As much of Odoo's own cursor, which goes through the pooler, as is asked for here."""
-
-    opened = 0
-
-    def __init__(self, pooler):
-        self.connection = self._cnx = pooler.connect(application_name="tests")
-        self._cursor = self.connection.cursor()
-        Ordinary.opened += 1
-
-    def commit(self):
-        self.connection.commit()
-
-    def close(self):
-        self.connection.close()
-
-    def __getattr__(self, name):
-        return getattr(self._cursor, name)
+class Connection(extensions.connection):
+    """As Odoo's pool has them."""
 
 
 @pytest.fixture
-def cursor(server, pooler):
-    """A listening cursor whose listener is confirmed by nobody, as no check is made."""
+def pool(pooler):
+    """Odoo's, with real connections through the pooler."""
+    pool = FakePool(lambda database: pooler.connect(database, application_name="tests", connection_factory=Connection))
+    yield pool
+    assert pool.in_use == []
+    for connection in pool.lent:
+        connection.close()
+
+
+@pytest.fixture
+def ordinary(pool):
+    """Return a function that opens an ordinary cursor."""
+    return lambda: Cursor(pool, "postgres", {"database": "postgres"})
+
+
+@pytest.fixture
+def listening(server, ordinary):
+    """Return a function that makes a ListeningConnection; its listener is confirmed by nobody, as no check is made."""
     listener = Listener("postgres", lambda: DirectSession(libpq_parameters(server)), lambda: False, lambda event: None)
-    Ordinary.opened = 0
-    with ListeningCursor(listener, "postgres", lambda: Ordinary(pooler)) as cursor:
-        cursor.listener = listener
-        listener.add(cursor.connection)
+
+    def start(feed):
+        listener.add(feed)
         threading.Thread(target=listener.run, daemon=True).start()
+        return listener
+
+    def listening():
+        connection = ListeningConnection(ordinary, start)
+        connection.listener = listener
+        return connection
+
+    yield listening
+    listener.close()
+    # It closes what it has, even if it was never started.
+    listener.run()
+
+
+@pytest.fixture
+def cursor(listening):
+    """A listening cursor."""
+    cursor = Cursor(NO_POOL, "postgres", {})
+    turn(cursor, listening())
+    with cursor:
         yield cursor
 
 
-def test_the_pooler_answers_statements_with_their_parameters(cursor):
+def test_the_pooler_answers_statements_with_their_parameters(cursor, pool):
     cursor.execute("SELECT %s, %s", ("it's", 2))
     assert cursor.fetchone() == ("it's", 2)
     assert cursor.fetchone() is None
@@ -54,17 +73,26 @@ def test_the_pooler_answers_statements_with_their_parameters(cursor):
     cursor.execute(sql.SQL("SELECT {}").format(sql.Literal("x")))
     assert cursor.fetchone() == ("x",)
     assert cursor.rowcount == 1
-    assert Ordinary.opened == 1
+    assert len(pool.lent) == 1
 
 
-def test_what_was_written_is_there_after_the_commit(server, cursor):
+def test_psycopg2_itself_takes_its_cursor_for_one(cursor):
+    """Before anything was executed, too."""
+    assert sql.Identifier("x").as_string(cursor._obj) == '"x"'
+    cursor.execute("LISTEN orders")
+    cursor.commit()
+    assert sql.Identifier("x").as_string(cursor._obj) == '"x"'
+
+
+def test_what_was_written_is_there_after_the_commit(server, cursor, pool):
+    cursor.execute("LISTEN orders")
     server.execute("CREATE TABLE written (id int); GRANT ALL ON written TO odoo")
     cursor.execute("INSERT INTO written VALUES (1)")
     cursor.rollback()
     cursor.execute("INSERT INTO written VALUES (2)")
     cursor.commit()
     assert server.execute("SELECT id FROM written") == [(2,)]
-    assert Ordinary.opened == 2
+    assert len(pool.lent) == 2
 
 
 def test_a_wrong_statement_is_the_error_of_who_made_it(cursor):
@@ -75,23 +103,25 @@ def test_a_wrong_statement_is_the_error_of_who_made_it(cursor):
     assert cursor.fetchone() == (1,)
 
 
-def test_what_only_a_real_connection_has_is_that_of_the_ordinary_one(cursor):
+def test_what_only_a_real_connection_has_is_that_of_the_pooled_one(cursor, pool):
     cursor.execute("LISTEN imbus")
     cursor.commit()
     assert cursor._cnx.info.dbname == "postgres"
     assert cursor._cnx.encoding == "UTF8"
     with pytest.raises(AttributeError):
         cursor._cnx.no_such_thing  # noqa: B018
-    assert Ordinary.opened == 1
+    assert len(pool.in_use) == 1
     cursor.commit()
-    assert cursor._opened is None
+    assert pool.in_use == []
 
 
-def test_whether_it_is_in_recovery_takes_no_connection(cursor):
+def test_whether_it_is_in_recovery_takes_no_connection_unless_more_is_asked(cursor, pool):
     # Odoo's cron thread asks it each time that it opens its cursor, and dies of an error.
     cursor.execute("SELECT pg_is_in_recovery()")
     assert cursor.fetchone() == (False,)
-    assert Ordinary.opened == 0
+    assert pool.lent == []
+    cursor.execute("SELECT pg_is_in_recovery()")
+    assert cursor.fetchall() == [(False,)]
 
 
 def test_a_listen_put_together_by_psycopg2_is_one(server, cursor):
@@ -108,18 +138,45 @@ def check_heard(server, cursor, channel):
     cursor._cnx.notifies.clear()
 
 
-def test_listen_and_unlisten_count_from_the_commit(server, cursor):
+def test_listen_and_unlisten_count_from_the_commit(server, cursor, pool):
     cursor.execute('LISTEN "A b"')
     cursor.execute("listen OTHER")
     cursor.commit()
     for channel in ("A b", "other"):
         check_heard(server, cursor, channel)
     cursor.execute("UNLISTEN other")
-    listener = cursor.listener
+    listener = cursor._cnx.listener
     wait_until(lambda: listener.in_force[1] == {"A b"}, 5, "UNLISTEN")
     for channel, payload in (("other", "not heard"), ("A b", "heard")):
         server.execute("SELECT pg_notify(%s, %s)", (channel, payload))
     assert select.select([cursor._cnx], [], [], 5)[0]
     cursor._cnx.poll()
     assert [one.payload for one in cursor._cnx.notifies] == ["heard"]
-    assert Ordinary.opened == 0
+    assert pool.lent == []
+
+
+@pytest.mark.parametrize("is_autocommit", [False, True])
+def test_an_ordinary_cursor_listens_from_the_commit_on(server, listening, ordinary, is_autocommit):
+    """As does its connection, which somebody has fetched before."""
+    server.execute("CREATE TABLE IF NOT EXISTS turned (id int); GRANT ALL ON turned TO odoo; TRUNCATE turned")
+    with ordinary() as cursor:
+        fetched = cursor._cnx
+        fetched.autocommit = is_autocommit
+        cursor.execute("INSERT INTO turned VALUES (1)")
+        connection = listening()
+        connection.adopt(cursor)
+        turn(cursor, connection)
+        cursor.execute("LISTEN orders")
+        if not is_autocommit:
+            cursor.execute("INSERT INTO turned VALUES (2)")
+            cursor.commit()
+        assert server.execute("SELECT count(*) FROM turned") == [(1 if is_autocommit else 2,)]
+        server.execute("SELECT pg_notify('orders', 'x')")
+        assert select.select([fetched], [], [], 5)[0]
+        assert fetched.poll() == extensions.POLL_OK
+        assert [notification.payload for notification in fetched.notifies] == ["x"]
+        assert not fetched.closed
+        assert fetched.autocommit == is_autocommit
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+    assert fetched.closed

@@ -12,7 +12,8 @@ from bus_alt_connection import log, settings
 from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.supervisor import Supervisor
-from tests.unit.fakes import Events, FakeServer, noted
+from tests.unit.fakes import Cursor as FakeCursor
+from tests.unit.fakes import Events, FakePool, FakeServer, noted
 
 
 @pytest.fixture
@@ -91,22 +92,26 @@ def run(fake):
 def odoo(monkeypatch):
     """Put a stub of Odoo into ``sys.modules``; return it, with ``patch``, the addon's, not yet installed.
 
-    ``odoo.cursor(database)`` makes what the stub has for ordinary cursors.
+    ``odoo.pool``, a :class:`FakePool`, has the connections of ordinary cursors: none, unless a test gives it some.
     """
     stub = types.ModuleType("odoo")
 
+    class Cursor(FakeCursor):
+        pass
+
     class Connection:
-        def __init__(self, dbname, dsn):
+        def __init__(self, pool, dbname, dsn):
+            self.__pool = pool
             self.dbname, self.dsn = dbname, dsn
 
         def cursor(self):
-            return stub.cursor(self.dbname)
+            return Cursor(self.__pool, self.dbname, self.dsn)
 
     class Config(dict):
         options = property(lambda self: self)
 
-    def no_cursor(database):
-        raise AssertionError("an ordinary cursor on %s" % database)
+    def no_connection(database):
+        raise AssertionError("a pooled connection to %s" % database)
 
     def connection_info_for(db_or_uri, readonly=False):
         if "://" in db_or_uri:
@@ -119,9 +124,11 @@ def odoo(monkeypatch):
     modules = {
         "sql_db": {
             "Connection": Connection,
+            "Cursor": Cursor,
+            "frame_codeinfo": lambda frame, back=0: (frame.f_code.co_filename, frame.f_lineno),
             "connection_info_for": connection_info_for,
             # It looks the other up when it is called, as Odoo's does.
-            "db_connect": lambda to, *more: Connection(*stub.sql_db.connection_info_for(to, *more)),
+            "db_connect": lambda to, *more: Connection(stub.pool, *stub.sql_db.connection_info_for(to, *more)),
         },
         "tools": {"config": Config()},
         "http": {
@@ -139,7 +146,7 @@ def odoo(monkeypatch):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         setattr(stub, name.replace(".", "_"), module)
-    stub.cursor, stub.own = no_cursor, own
+    stub.pool, stub.own = FakePool(no_connection), own
     stub.http = sys.modules["odoo.http"]
     forget = ["patch", "health"]
     for name in forget:

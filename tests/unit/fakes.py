@@ -307,3 +307,139 @@ class Events:
             event = self._events.get(timeout=5)
             if event.kind == kind:
                 return event
+
+
+class Cursor:
+    """As much of Odoo 19.0's ``sql_db.Cursor`` as the addon relies on, the names of its attributes included."""
+
+    def __init__(self, pool, dbname, dsn):
+        self.hooks_run = []
+        self.dbname = dbname
+        self._closed = True
+        self.__pool = pool
+        self._cnx = pool.borrow(dsn)
+        self._obj = self._cnx.cursor()
+        self._closed = False
+        self.connection.set_isolation_level(2)
+
+    def execute(self, query, params=None, log_exceptions=True):
+        self._obj.execute(query, params)
+
+    def close(self):
+        if not self.closed:
+            self._close(False)
+
+    def _close(self, leak=False):
+        if not self._obj:
+            return
+        self._obj.close()
+        del self._obj
+        self.rollback()
+        self._closed = True
+        if not leak:
+            self.__pool.give_back(self._cnx, keep_in_pool=self.dbname != "postgres")
+
+    def __del__(self):
+        if not self._closed and not self._cnx.closed:
+            self._close(True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, _error, _traceback):
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.close()
+
+    def commit(self):
+        self.hooks_run.append("precommit")
+        self._cnx.commit()
+        self.hooks_run.append("postcommit")
+
+    def rollback(self):
+        self.hooks_run.append("prerollback")
+        self._cnx.rollback()
+        self.hooks_run.append("postrollback")
+
+    def __getattr__(self, name):
+        if self._closed and name == "_obj":
+            raise psycopg2.InterfaceError("Cursor already closed")
+        return getattr(self._obj, name)
+
+    @property
+    def closed(self):
+        return self._closed or bool(self._cnx.closed)
+
+
+class FakePsycopg:
+    """A connection of psycopg2's, and its one cursor. ``done``: what was executed, with commits and rollbacks."""
+
+    def __init__(self, database):
+        self.database = database
+        self.closed = 0
+        self.autocommit = False
+        self.connection = self
+        self.done = []
+        self.notifies = []
+
+    def cursor(self):
+        return _FakePsycopgCursor(self)
+
+    def set_isolation_level(self, level):
+        self.autocommit = level == 0
+
+    def close(self):
+        self.closed = 1
+
+    def commit(self):
+        self.done.append("COMMIT")
+
+    def rollback(self):
+        self.done.append("ROLLBACK")
+
+
+class _FakePsycopgCursor:
+    def __init__(self, connection):
+        self.connection = connection
+        self.encoding = "UTF8"
+
+    def execute(self, query, params=None):
+        self.connection.done.append(query)
+
+    def mogrify(self, query, params=None):
+        return (query % params if params else query).encode()
+
+    def fetchone(self):
+        return ("answer to %s" % self.connection.done[-1],)
+
+    def close(self):
+        pass
+
+
+class FakePool:
+    """Odoo's pool. ``connect(database)`` makes what it lends; ``lent``: all of that, in order."""
+
+    readonly = False
+
+    def __init__(self, connect):
+        self.connect = connect
+        self.lent, self.kept, self.closed = [], [], []
+
+    def borrow(self, dsn):
+        connection = self.connect(dsn["database"] if "database" in dsn else dsn["dsn"])
+        self.lent.append(connection)
+        return connection
+
+    def give_back(self, connection, keep_in_pool=True):
+        assert connection in self.lent and connection not in self.kept + self.closed
+        if keep_in_pool:
+            self.kept.append(connection)
+        else:
+            self.closed.append(connection)
+            connection.close()
+
+    @property
+    def in_use(self):
+        return [each for each in self.lent if each not in self.kept + self.closed]

@@ -19,7 +19,7 @@ TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Lines of code, all in all and in one module.
-MOST, MOST_IN_ONE = 1518, 250
+MOST, MOST_IN_ONE = 1780, 290
 
 
 def nodes(tree, kind):

@@ -9,10 +9,8 @@ import types
 import psycopg2
 import pytest
 from psycopg2 import extensions
-from psycopg2.extensions import Notify
 
 from bus_alt_connection import listener as listener_module
-from bus_alt_connection.cursor import FEED_SIZE, Feed, ListeningCursor
 from bus_alt_connection.listener import Backoff, DirectSession, Listener
 from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
@@ -343,82 +341,6 @@ def test_nobody_waits_for_who_is_told(fake, events, listen):
     fake.cut()
     events.expect(LOST, FAILED)
     assert not any(blocked)
-
-
-# Feeds
-
-
-@pytest.fixture
-def feed(events, listen):
-    """A feed and its listener."""
-    listener = listen(FakeFeed("imbus"))
-    connected(listener)
-    feed = Feed(listener, None)
-    feed.channels = frozenset(["imbus"])
-    listener.add(feed)
-    yield feed
-    feed.close()
-
-
-# Who forgets to close is told so by Python.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_cursor_collected_while_its_feed_is_filled_does_not_block(events, listen):
-    listener = listen(FakeFeed("imbus"))
-    connected(listener)
-    cursor = ListeningCursor(listener, "postgres", None)
-    feed = cursor.connection
-    cursor.itself = cursor
-    del cursor
-
-    class Collecting(list):
-        def __iter__(self):
-            gc.collect()
-            return super().__iter__()
-
-        def __getitem__(self, item):
-            gc.collect()
-            return Collecting(super().__getitem__(item))
-
-    filling = threading.Thread(target=feed.put, args=[Collecting([Notify(1, "imbus", "[]")])], daemon=True)
-    filling.start()
-    filling.join(5)
-    assert not filling.is_alive()
-    feed.close()
-
-
-def test_what_nobody_fetches_is_bounded_and_owed(feed, logged):
-    listener = feed._listener
-    for number in range(3):
-        listener.deliver([Notify(1, "imbus", '["%d"]' % number)] * FEED_SIZE)
-    feed.poll()
-    assert len(feed.notifies) == FEED_SIZE
-    assert listener.dropped
-    assert len(logged("does not fetch its notifications")) == 1
-    assert listener.deliver([Notify(1, "imbus", '["again"]')])
-    feed.poll()
-    assert feed.notifies[-1].payload == '["again"]'
-
-
-def test_a_loop_that_polls_and_takes_nothing_out_does_not_make_it_grow(listen):
-    """As Odoo's cron does from 15.0 on."""
-    listener = listen(FakeFeed("imbus"))
-    feed = Feed(listener, None)
-    listener.add(feed)
-    feed.channels = frozenset(["cron_trigger"])
-    for _ in range(3):
-        assert feed.put([Notify(1, "cron_trigger", "x")] * (FEED_SIZE - 1))
-        feed.poll()
-    assert len(feed.notifies) == FEED_SIZE
-    feed.close()
-
-
-def test_one_that_is_full_takes_nothing_from_the_others(feed):
-    other = FakeFeed("imbus")
-    feed._listener.add(other)
-    other.full = True
-    assert not feed._listener.deliver([Notify(1, "imbus", '["a"]')])
-    feed.poll()
-    assert [one.payload for one in feed.notifies] == ['["a"]']
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

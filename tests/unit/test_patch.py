@@ -8,6 +8,7 @@ import psycopg2
 import pytest
 
 from bus_alt_connection import connection, listener, supervisor
+from tests.unit.fakes import FakePsycopg
 
 # Sockets of what Odoo, or an error, leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -58,12 +59,16 @@ def test_listeners_of_a_process_share_one_connection(installed, fake):
 
 
 def test_others_get_what_they_got_before(installed):
-    installed.cursor = lambda database: "a cursor on %s" % database
+    installed.pool.connect = FakePsycopg
 
     def job():
-        return installed.sql_db.db_connect("x").cursor()
+        with installed.sql_db.db_connect("x").cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return cursor
 
-    assert job() == "a cursor on x"
+    assert type(job()) is installed.sql_db.Cursor
+    (connection,) = installed.pool.kept
+    assert (connection.database, connection.done) == ("x", ["SELECT 1", "COMMIT", "ROLLBACK"])
     assert installed.patch._here().databases == {"x"}
 
 
@@ -113,10 +118,10 @@ def test_there_is_no_listener_without_supervisor_nor_the_reverse(installed, fake
 
 
 def test_cron_outlives_that_it_reopens_while_both_ways_are_down(installed, fake):
-    def no_cursor(database):
+    def no_connection(database):
         raise psycopg2.OperationalError("the pooler is away")
 
-    installed.cursor = no_cursor
+    installed.pool.connect = no_connection
     fake.refuse()
     fake.away.add("pooler")
     first = cron_loop(installed)
@@ -172,7 +177,7 @@ def installed_with(odoo, fake, monkeypatch):
         odoo.tools.config.update(options)
         monkeypatch.setattr(odoo.patch, "_direct_session", lambda *_arguments: fake.connect())
         monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
-        odoo.cursor = lambda database: "a cursor on %s" % database
+        odoo.pool.connect = FakePsycopg
         odoo.patch.install()
         return odoo
 
@@ -210,7 +215,7 @@ def test_the_listener_is_on_the_system_database_and_so_is_its_check(customer, fa
 
 def test_the_bus_is_looked_for_in_a_system_database_only_if_odoo_itself_works_on_it(customer):
     def job(database):
-        customer.sql_db.db_connect(database).cursor()
+        customer.sql_db.db_connect(database).cursor().close()
 
     job("postgres")
     cursor = bus_loop(customer)

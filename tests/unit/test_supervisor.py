@@ -306,7 +306,7 @@ def test_cron_is_woken_for_all_databases_after_an_outage_but_not_at_the_start(fa
 
 def test_what_a_full_feed_had_no_room_for_comes_later(fake, events, watched, run, feed):
     listener = watched.listener
-    full = Feed(listener, None)
+    full = Feed()
     full.channels = frozenset(["imbus"])
     listener.add(full)
     for number in range(FEED_SIZE + 5):
