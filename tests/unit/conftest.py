@@ -97,7 +97,14 @@ def odoo(monkeypatch):
     stub = types.ModuleType("odoo")
 
     class Cursor(FakeCursor):
-        pass
+        @staticmethod
+        def frame_codeinfo(frame, back=0):
+            return stub.sql_db.frame_codeinfo(frame, back)
+
+    def frame_codeinfo(frame, back=0):
+        for _ in range(back):
+            frame = frame.f_back
+        return frame.f_code.co_filename, frame.f_lineno
 
     class Connection:
         def __init__(self, pool, dbname, dsn):
@@ -125,7 +132,7 @@ def odoo(monkeypatch):
         "sql_db": {
             "Connection": Connection,
             "Cursor": Cursor,
-            "frame_codeinfo": lambda frame, back=0: (frame.f_code.co_filename, frame.f_lineno),
+            "frame_codeinfo": frame_codeinfo,
             "connection_info_for": connection_info_for,
             # It looks the other up when it is called, as Odoo's does.
             "db_connect": lambda to, *more: Connection(stub.pool, *stub.sql_db.connection_info_for(to, *more)),

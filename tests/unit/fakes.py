@@ -4,6 +4,7 @@ import contextlib
 import queue
 import re
 import socket
+import sys
 import threading
 import time
 
@@ -312,8 +313,14 @@ class Events:
 class Cursor:
     """As much of Odoo 19.0's ``sql_db.Cursor`` as the addon relies on, the names of its attributes included."""
 
+    @staticmethod
+    def frame_codeinfo(frame, back=0):
+        """Odoo's is a function of ``sql_db``."""
+
     def __init__(self, pool, dbname, dsn):
         self.hooks_run = []
+        # Odoo does so for its log, and only if that is verbose.
+        self.opened_at = self.frame_codeinfo(sys._getframe(), 2)
         self.dbname = dbname
         self._closed = True
         self.__pool = pool

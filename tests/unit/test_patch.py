@@ -1,5 +1,6 @@
 """Who says LISTEN in Odoo is handed a cursor of the addon's, and there is a supervisor with each listener."""
 
+import functools
 import json
 import threading
 import time
@@ -158,6 +159,210 @@ def test_a_loop_that_comes_back_is_given_what_it_missed(installed, fake, monkeyp
         time.sleep(0.01)
     assert [one.payload for one in cursor._cnx.notifies] == ['["lost?"]']
     cursor.close()
+
+
+# Who listens, and on which cursor
+
+
+def open_cursor(odoo, to="x"):
+    return odoo.sql_db.db_connect(to).cursor()
+
+
+def wait_until_heard(fake, cursor, channel):
+    deadline = time.monotonic() + 5
+    while not cursor._cnx.notifies and time.monotonic() < deadline:
+        fake.notify(channel, "x")
+        time.sleep(0.01)
+        cursor._cnx.poll()
+    return [(one.channel, one.payload) for one in cursor._cnx.notifies][:1]
+
+
+def test_a_listen_on_a_cursor_of_another_function_is_heard_and_told(installed, fake, logged):
+    installed.pool.connect = FakePsycopg
+    cursor = open_cursor(installed)
+    fetched = cursor._cnx
+    cursor.execute("SELECT 1")
+    cursor.execute("LISTEN orders")
+    cursor.commit()
+    assert wait_until_heard(fake, cursor, "orders") == [("orders", "x")]
+    assert fetched.notifies == cursor._cnx.notifies
+    (line,) = logged("executes LISTEN on a cursor that")
+    assert "test_a_listen_on_a_cursor_of_another_function" in line and "open_cursor (" in line
+    assert line.count(__file__) == 2
+    cursor.close()
+    assert installed.pool.in_use == []
+
+
+def test_a_want_of_threads_is_the_error_of_whoever_executes_listen(installed, monkeypatch):
+    installed.pool.connect = FakePsycopg
+    cursor = open_cursor(installed)
+
+    def no_thread(*_arguments):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(installed.patch.threads, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            cursor.execute("LISTEN orders")
+    # Once there are threads again, it works.
+    cursor.execute("LISTEN orders")
+    cursor.commit()
+    assert len(installed.patch.supervisors()) == 1
+    cursor.close()
+
+
+def test_a_database_that_is_opened_by_a_uri_is_left_alone(installed, logged):
+    installed.pool.connect = FakePsycopg
+
+    def listen(to):
+        cursor = installed.sql_db.db_connect(to).cursor()
+        cursor.execute("LISTEN orders")
+        return cursor
+
+    cursor = listen("postgresql://elsewhere/x")
+    assert type(cursor) is installed.sql_db.Cursor
+    assert installed.pool.lent[0].done == ["LISTEN orders"]
+    assert len(logged("listen (", "listens at a URI of its own, which is left to it")) == 1
+    assert installed.patch._here().databases == set()
+    cursor.close()
+
+
+def test_a_listen_on_a_cursor_of_unknown_origin_is_told(installed, logged):
+    installed.pool.connect = FakePsycopg
+    cursor = installed.sql_db.Cursor(installed.pool, "x", {"database": "x"})
+    cursor.execute("LISTEN orders")
+    assert installed.pool.lent[0].done == ["LISTEN orders"]
+    assert len(logged("test_a_listen_on_a_cursor_of_unknown_origin", "is left to the pooler")) == 1
+    cursor.close()
+
+
+def test_prose_is_no_listener(installed):
+    installed.pool.connect = FakePsycopg
+
+    def greet():
+        cursor = installed.sql_db.db_connect("x").cursor()
+        cursor.execute("SELECT %s", ("listen now",))
+        cursor.commit()
+        return cursor
+
+    cursor = greet()
+    assert installed.patch.supervisors() == []
+    assert installed.pool.lent[0].done == ["SELECT %s", "COMMIT"]
+    cursor.close()
+
+
+@pytest.mark.parametrize(
+    "source, answer",
+    [
+        ("listen = 'LISTEN orders'", True),
+        ("def f():\n    def g():\n        return 'LISTEN %s'", True),
+        ("text = 'Listen now'", False),
+        ("'LISTEN orders is what we execute.'", False),
+    ],
+)
+def test_a_function_that_is_generated_is_looked_at(odoo, source, answer):
+    # Each time another code, as of a server action.
+    for _ in range(2):
+        assert odoo.patch._says_listen(compile(source, "<generated>", "exec")) is answer
+
+
+def test_what_is_known_of_functions_takes_no_more_and_more_memory(odoo):
+    for number in range(2 * odoo.patch._CACHE_SIZE):
+        assert not odoo.patch._says_listen(compile("x = %d" % number, "<generated>", "exec"))
+    assert len(odoo.patch._says_listen_cache) <= odoo.patch._CACHE_SIZE
+
+
+def test_the_function_that_asks_through_a_partial_is_the_one_that_calls_it(installed):
+    ask = functools.partial(installed.sql_db.db_connect("postgres").cursor)
+
+    def listen():
+        cursor = ask()
+        cursor.execute("LISTEN orders")
+        return cursor
+
+    # It has taken no pooled connection, of which there is none.
+    listen().close()
+
+
+def test_a_cursor_names_the_function_that_opened_it(installed):
+    installed.pool.connect = FakePsycopg
+    for opener in (open_cursor, bus_loop):
+        cursor = opener(installed)
+        filename, line = cursor.opened_at
+        assert filename == __file__
+        assert opener.__code__.co_firstlineno < line < opener.__code__.co_firstlineno + 5
+        cursor.close()
+
+
+# One process, many threads
+
+
+def in_threads(number, function):
+    """Return what ``function`` returns in each of so many threads that call it at the same time."""
+    together, found = threading.Barrier(number), []
+
+    def run():
+        together.wait(5)
+        found.append(function())
+
+    threads = [threading.Thread(target=run) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == number
+    return found
+
+
+def test_all_threads_of_a_process_have_the_same_listeners(odoo, monkeypatch):
+    begun = threading.Barrier(2)
+
+    class Slow(odoo.patch._Process):
+        def __init__(self):
+            begun.wait(5)
+            super().__init__()
+
+    monkeypatch.setattr(odoo.patch, "_Process", Slow)
+    # Empty, but of the same kind.
+    monkeypatch.setattr(odoo.patch, "_processes", odoo.patch._processes.copy())
+    odoo.patch._processes.clear()
+    first, second = in_threads(2, odoo.patch._here)
+    assert first is second is odoo.patch._here()
+
+
+def test_all_cursors_that_begin_to_listen_at_once_share_one_listener(installed, fake):
+    cursors = in_threads(4, lambda: bus_loop(installed))
+    assert len(installed.patch.supervisors()) == 1
+    assert fake.connects == 1
+    for cursor in cursors:
+        cursor.close()
+
+
+def test_it_is_installed_once_even_by_two_threads(odoo, monkeypatch):
+    read, calls = odoo.patch.settings.read, []
+
+    def slowly(*arguments):
+        calls.append(arguments)
+        time.sleep(0.1)
+        return read(*arguments)
+
+    monkeypatch.setattr(odoo.patch.settings, "read", slowly)
+    in_threads(2, odoo.patch.install)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "options, evented, limited",
+    [({"workers": 2}, False, True), ({"workers": 0}, False, False), ({}, False, False), ({"workers": 0}, True, True)],
+)
+def test_only_the_threads_of_a_worker_share_an_arena(installed, monkeypatch, options, evented, limited):
+    calls = []
+    monkeypatch.setattr(installed.patch.threads, "limit_arenas", lambda: calls.append(ours()))
+    installed.tools.config.update(options)
+    installed.evented = evented
+    bus_loop(installed).close()
+    # Before the first thread has an arena.
+    assert calls == ([[]] if limited else [])
 
 
 # A system database of one's own

@@ -1,0 +1,146 @@
+"""The addon's threads take little address space, and are threads like any other."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+
+import pytest
+
+from bus_alt_connection import threads
+from stack.stack import ADDON
+
+
+def run(script):
+    """Run a script in a process of its own; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ADDON, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout.strip()
+
+
+def test_it_runs_in_a_daemon_thread_of_that_name():
+    seen = []
+    thread = threads.start(lambda: seen.append(threading.current_thread()), "a name")
+    thread.join(5)
+    assert seen == [thread]
+    assert (thread.name, thread.daemon) == ("a name", True)
+
+
+def test_three_of_them_take_a_few_megabytes():
+    """Stock takes 72 MB for each that allocates something."""
+    script = """
+        import re, threading
+        from bus_alt_connection import threads
+
+        def size():
+            return int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+        def work():
+            kept = [bytes(1000) for _ in range(1000)]
+            done.release()
+            end.wait()
+
+        done, end, before = threading.Semaphore(0), threading.Event(), size()
+        threads.limit_arenas()
+        for number in range(3):
+            threads.start(work, str(number))
+            done.acquire()
+        print(size() - before)
+        end.set()
+    """
+    assert float(run(script)) < 14
+
+
+def test_its_stack_is_enough_for_any_payload():
+    """Brackets only: Python 3.13 crashes with a stack of less than 1 MB."""
+    script = """
+        from bus_alt_connection import payload, threads
+
+        texts = ["[" * 7999, "[" * 3999 + "]" * 3999, '{"a":' * 1599, '[{"a":' * 1300]
+        threads.start(lambda: print([payload.readable(text, 20) for text in texts]), "reading").join()
+    """
+    assert run(script) == "[None, None, None, None]"
+
+
+def test_its_stack_is_enough_for_an_address_and_a_deep_traceback():
+    script = """
+        import logging, socket
+        from bus_alt_connection import threads
+
+        def recurse(depth):
+            return recurse(depth - 1) + 1 if depth else len(socket.getaddrinfo("localhost", 1)) and 1 / 0
+
+        def work():
+            try:
+                recurse(900)
+            except ZeroDivisionError:
+                logging.exception("deep")
+                print("done")
+
+        threads.start(work, "working").join()
+    """
+    assert run(script) == "done"
+
+
+def test_other_threads_keep_their_stacks():
+    sizes = []
+    previous = threading.stack_size(1 << 23)
+    try:
+        threads.start(lambda: None, "ours").join(5)
+        sizes.append(threading.stack_size())
+    finally:
+        threading.stack_size(previous)
+    assert sizes == [1 << 23]
+
+
+def test_a_want_of_threads_is_an_error_and_other_threads_keep_their_stacks(monkeypatch):
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    before = threading.stack_size()
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(RuntimeError):
+        threads.start(lambda: None, "ours")
+    assert threading.stack_size() == before
+
+
+def test_a_size_that_the_system_does_not_take_is_left(monkeypatch):
+    monkeypatch.setattr(threads, "STACK_SIZE", 1)
+    threads.start(lambda: None, "ours").join(5)
+
+
+def test_greenlets_have_no_stacks_of_their_own(monkeypatch):
+    """gevent would not take the size back."""
+    monkey = types.SimpleNamespace(is_module_patched=lambda name: name == "threading")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    sizes = []
+    monkeypatch.setattr(threading, "stack_size", lambda *size: sizes.append(size) or 0)
+    threads.start(lambda: None, "ours").join(5)
+    assert sizes == []
+
+
+def test_a_libc_without_that_option_is_no_error(monkeypatch):
+    for error in (OSError, TypeError):
+        monkeypatch.setattr(threads.ctypes, "CDLL", lambda _name, error=error: (_ for _ in ()).throw(error()))
+        threads.limit_arenas()
+    monkeypatch.setattr(threads.ctypes, "CDLL", lambda _name: object())
+    threads.limit_arenas()
+
+
+def test_a_fork_does_not_wait_for_a_thread_of_its_parent():
+    script = """
+        import os, threading
+        from bus_alt_connection import threads
+
+        # A thread that is being started at the moment of the fork.
+        threads._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+        pid = os.fork()
+        if not pid:
+            threads.start(lambda: None, "ours").join()
+            os._exit(7)
+        print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+    """
+    assert run(script) == "7"
