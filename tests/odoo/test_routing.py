@@ -169,6 +169,46 @@ def test_who_wants_more_of_its_cursor_gets_it_of_an_ordinary_one(stack):
 
 
 @pytest.mark.matrix
+def test_what_the_orm_writes_on_a_listening_cursor_is_there_and_its_hooks_run(stack):
+    mark = stack.odoo.log_mark()
+    with _other_listener(stack, "writing", stack.database):
+        _notify(stack, stack.database, "writing", "a message")
+        stack.odoo.wait_for_log("writing received a message", mark)
+        assert _first_partner(stack) == "writing: committed"
+    said = re.findall("writing: (.*?) *$", stack.odoo.log_since(mark), re.MULTILINE)
+    same = "the cursor of the environment is the same"
+    committed, given_up = ["hook postcommit"], ["hook postrollback"]
+    if series_number(stack.series) >= 14:
+        committed, given_up = ["hook precommit", *committed], ["hook prerollback", *given_up]
+    assert said == [same, "found writing: committed", *committed, same, "found writing: given up", *given_up]
+
+
+@pytest.mark.matrix
+def test_a_listener_that_is_handed_its_cursor_hears_and_writes(stack):
+    mark = stack.odoo.log_mark()
+    with _other_listener(stack, "handed_on", stack.database) as backend:
+        assert backend in _direct_backends(stack)
+        _notify(stack, stack.database, "handed_on", "a message")
+        stack.odoo.wait_for_log("handed_on received a message", mark)
+        assert _first_partner(stack) == "handed on"
+    pattern = r"_listen \(\S+ways.py:\d+\) executes LISTEN on a cursor that _open \(\S+ways.py:\d+\) opened"
+    (record,) = [one for one in addonlog.records(stack, mark) if "executes LISTEN" in one.message]
+    assert re.match(pattern, record.message) and record.level == "INFO"
+
+
+@pytest.mark.matrix
+def test_a_cursor_that_was_not_closed_names_the_function_that_opened_it(stack):
+    mark = stack.odoo.log_mark()
+    _ask(stack, "listen", way="forget", database=stack.database)
+
+    def told():
+        return re.findall(r"Cursor was created at \S*?(\w+\.py):\d+", stack.odoo.log_since(mark))
+
+    wait_until(lambda: len(told()) >= 2, 10, "both cursors to be complained of", tail=stack.odoo.log_tail)
+    assert told() == ["ways.py", "ways.py"]
+
+
+@pytest.mark.matrix
 @pytest.mark.variants(spare=["14.0-threaded", "19.0-threaded", "19.0-prefork"])
 def test_scheduled_actions_run_by_the_timer_where_nothing_triggers_them(stack):
     if series_number(stack.series) >= 15:
@@ -290,6 +330,11 @@ def _channels_by_process(stack):
     if not processes.gevent:
         return {processes.main: {"imbus", "cron_trigger"} if with_cron else {"imbus"}}
     return {processes.gevent: {"imbus"}, **{pid: {"cron_trigger"} for pid in processes.cron if with_cron}}
+
+
+def _first_partner(stack):
+    """Return the name of the first partner, as the server has it."""
+    return stack.server.value("SELECT name FROM res_partner WHERE active ORDER BY id LIMIT 1", dbname=stack.database)
 
 
 def _direct_backends(stack):

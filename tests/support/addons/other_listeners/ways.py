@@ -7,6 +7,7 @@ import contextlib
 import logging
 import select
 
+from odoo import SUPERUSER_ID, api
 from odoo.modules.registry import Registry
 from odoo.sql_db import db_connect
 from psycopg2 import sql
@@ -108,6 +109,60 @@ def wanting_more(database):
         _receive(cr)
 
 
+def writing(database):
+    """LISTEN, and write with the ORM on the same cursor, with and without a transaction that goes before."""
+    with _environments(), db_connect(database).cursor() as cr:
+        cr.execute("LISTEN writing")
+        cr.commit()
+        for name in ("committed", "given up"):
+            env = api.Environment(cr, SUPERUSER_ID, {})
+            _logger.info("writing: the cursor of the environment is %s", "the same" if env.cr is cr else "another")
+            partner = env["res.partner"].search([], limit=1, order="id")
+            with cr.savepoint():
+                partner.write({"name": "writing: %s" % name})
+            # Of the commit or rollback, not of the savepoint.
+            _tell_hooks(cr)
+            cr.execute("SELECT %s AS found", (partner.name,))
+            _logger.info("writing: found %s", cr.dictfetchall()[0]["found"])
+            if name == "committed":
+                cr.commit()
+            else:
+                cr.rollback()
+        _receive(cr)
+
+
+def handed_on(database):
+    """LISTEN on a cursor that another function has opened, whose connection is fetched before."""
+    with _environments(), contextlib.closing(_open(database)) as cr:
+        connection = cr._cnx
+        _listen(cr, "handed_on")
+        env = api.Environment(cr, SUPERUSER_ID, {})
+        env["res.partner"].search([], limit=1, order="id").write({"name": "handed on"})
+        cr.commit()
+        _receive_on(connection)
+
+
+def _open(database):
+    return db_connect(database).cursor()
+
+
+def _listen(cr, channel):
+    cr.execute("LISTEN " + channel)
+    cr.commit()
+
+
+def forget(database):
+    """Forget to close two cursors, one of which may listen, while Odoo notes who opens them."""
+    logger = logging.getLogger("odoo.sql_db")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        _open(database)
+        db_connect(database).cursor().fetchone, "LISTEN forget"  # noqa: B018
+    finally:
+        logger.setLevel(level)
+
+
 def only_ask(database):
     """Listen for nothing, and return the port that the server sees us at."""
     with db_connect(database).cursor() as cr:
@@ -115,8 +170,27 @@ def only_ask(database):
         return cr.fetchone()[0]
 
 
+def _environments():
+    """Return a context for environments, which threads needed up to 14.0."""
+    manage = getattr(api.Environment, "manage", contextlib.suppress)
+    return manage()
+
+
+def _tell_hooks(cr):
+    """Have the hooks of a transaction say that they run."""
+    if hasattr(cr, "precommit"):
+        for name in ("precommit", "postcommit", "prerollback", "postrollback"):
+            getattr(cr, name).add(lambda name=name: _logger.info("writing: hook %s", name))
+    else:  # up to 13.0
+        for name in ("commit", "rollback"):
+            cr.after(name, lambda name=name: _logger.info("writing: hook post%s", name))
+
+
 def _receive(cr):
-    connection = cr._cnx
+    _receive_on(cr._cnx)
+
+
+def _receive_on(connection):
     while True:
         select.select([connection], [], [], 60)
         connection.poll()
