@@ -175,6 +175,8 @@ def test_what_the_orm_writes_on_a_listening_cursor_is_there_and_its_hooks_run(st
         _notify(stack, stack.database, "writing", "a message")
         stack.odoo.wait_for_log("writing received a message", mark)
         assert _first_partner(stack) == "writing: committed"
+        query = "SELECT phone_code FROM res_country ORDER BY id LIMIT 1"
+        assert stack.server.value(query, dbname=stack.database) == 4711
     said = re.findall("writing: (.*?) *$", stack.odoo.log_since(mark), re.MULTILINE)
     same = "the cursor of the environment is the same"
     committed, given_up = ["hook postcommit"], ["hook postrollback"]

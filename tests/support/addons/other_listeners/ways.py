@@ -114,7 +114,7 @@ def writing(database):
     with _environments(), db_connect(database).cursor() as cr:
         cr.execute("LISTEN writing")
         cr.commit()
-        for name in ("committed", "given up"):
+        for number, name in enumerate(("committed", "given up")):
             env = api.Environment(cr, SUPERUSER_ID, {})
             _logger.info("writing: the cursor of the environment is %s", "the same" if env.cr is cr else "another")
             partner = env["res.partner"].search([], limit=1, order="id")
@@ -124,6 +124,8 @@ def writing(database):
             _tell_hooks(cr)
             cr.execute("SELECT %s AS found", (partner.name,))
             _logger.info("writing: found %s", cr.dictfetchall()[0]["found"])
+            # It stays in Odoo's cache until Odoo flushes that, which is when the transaction ends.
+            env["res.country"].search([], limit=1, order="id").write({"phone_code": 4711 + number})
             if name == "committed":
                 cr.commit()
             else:
