@@ -19,6 +19,7 @@ import collections
 import contextlib
 import functools
 import logging
+import os
 import re
 
 import psycopg2
@@ -134,6 +135,7 @@ class ListeningConnection(Feed):
         self._open_pooled = open_pooled
         self._start_listening = start_listening
         self._listener = None
+        self._pid = os.getpid()
         #: an ordinary cursor, which has the transaction, or None
         self._pooled = None
         self._autocommit = False
@@ -202,7 +204,8 @@ class ListeningConnection(Feed):
             return
         super(ListeningConnection, self).close()
         self._release()
-        if self._listener is not None:
+        # A fork may have copied a lock that another thread of its parent holds, and has no listener to remove it from.
+        if self._listener is not None and self._pid == os.getpid():
             self._listener.remove(self)
 
     def give_back(self, *_connection, **_keep_in_pool):
@@ -321,14 +324,14 @@ class _ListeningCursor(object):
             statements = _listen_statements(text)
             if statements:
                 self._cnx.listen(statements)
-                return
+                return None
             line = "the statement %s is more than LISTEN: it is left to the pooler, and nothing is heard."
             line += " Execute LISTEN by itself"
             _logger.warning(line, ascii(text[:80]))
         elif _IN_RECOVERY.match(text) and not self._cnx.is_pooled and not self.closed:
             self._unanswered = query
-            return
-        super(_ListeningCursor, self).execute(query, params, *args, **kwargs)
+            return None
+        return super(_ListeningCursor, self).execute(query, params, *args, **kwargs)
 
     def fetchone(self):
         if self._unanswered:
@@ -340,7 +343,7 @@ class _ListeningCursor(object):
         # Odoo closes ``_obj`` first, for which no connection has to be opened.
         self._is_closing = True
         try:
-            super(_ListeningCursor, self)._close(*args, **kwargs)
+            return super(_ListeningCursor, self)._close(*args, **kwargs)
         finally:
             self._cnx.close()
 

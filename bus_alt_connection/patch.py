@@ -116,12 +116,12 @@ def _patch_frame_codeinfo():
 
 
 def _patch_cursor():
-    original = sql_db.Connection.cursor
+    connection_class, original = sql_db.Connection, sql_db.Connection.cursor
 
     def cursor(self, *args, **kwargs):
         code = _asking_code()
         if _says_listen(code) and not _is_elsewhere(self):
-            without_connection = original(type(self)(NO_POOL, self.dbname, self.dsn), *args, **kwargs)
+            without_connection = original(connection_class(NO_POOL, self.dbname, self.dsn), *args, **kwargs)
             turn(without_connection, _listening_connection(self, lambda: original(self, *args, **kwargs)))
             return without_connection
         opened = original(self, *args, **kwargs)
