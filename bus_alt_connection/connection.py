@@ -35,10 +35,15 @@ if extensions.libpq_version() >= 120000:
 # The options that are to be mended, of a listener at the wrong place.
 SET_THEM_TO = "set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to"
 
+# An unqualified name can mean an object that another user has put into schema public, if it matches the types of the
+# arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements. "extract"
+# needs no schema: PostgreSQL looks for it in pg_catalog only.
+PID = "SELECT pg_catalog.pg_backend_pid()"
 # A server is told from any other, a restarted or promoted copy included, by when it was started.
-_FACTS = (
-    "SELECT pg_backend_pid(), pg_is_in_recovery(), current_database()::text, current_setting('server_version'),"
-    " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+_FACTS = PID + (
+    ", pg_catalog.pg_is_in_recovery(), pg_catalog.current_database()::pg_catalog.text,"
+    " pg_catalog.current_setting('server_version'),"
+    " (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
 )
 #: what is at the other end: ``pooled``: libpq was told another backend pid than the
 #: server knows, so there is a pooler in between; the converse does not hold
@@ -193,14 +198,13 @@ def keeps_session(parameters):
     another server connection while somebody else has ours, or gives ours to them. It
     is asked repeatedly, since it may be busy with others.
     """
-    pid = "SELECT pg_backend_pid()"
     try:
         quickly = dict(parameters, connect_timeout=PROBE_TIMEOUT)
         with contextlib.closing(connect(quickly)) as one, contextlib.closing(connect(quickly)) as other:
             for _attempt in range(5):
-                ours = one.row(pid, timeout=PROBE_TIMEOUT)
-                theirs = other.row("BEGIN; " + pid, timeout=PROBE_TIMEOUT)
-                if theirs == ours or one.row(pid, timeout=PROBE_TIMEOUT) != ours:
+                ours = one.row(PID, timeout=PROBE_TIMEOUT)
+                theirs = other.row("BEGIN; " + PID, timeout=PROBE_TIMEOUT)
+                if theirs == ours or one.row(PID, timeout=PROBE_TIMEOUT) != ours:
                     return False
                 other.execute("ROLLBACK", timeout=PROBE_TIMEOUT)
         return True

@@ -368,7 +368,7 @@ class DirectSession(Session, connection.Connection):
                     raise
                 # Up to PostgreSQL 14.20, 15.15, 16.11, 17.7 and 18.1 the queue may begin before the commit log does.
                 _logger.warning("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
-                self.execute("SELECT pg_notification_queue_usage()")
+                self.execute("SELECT pg_catalog.pg_notification_queue_usage()")
                 self.execute(statement)
         self.channels = channels
 

@@ -46,10 +46,15 @@ GRACE = 2.0
 RETRY = 2.0
 NEVER = float("inf")
 
-# The function is the one that Odoo itself sends with, since 14.0.
-NOTIFY = "SELECT %s(%%s, %%s)" % quote(os.environ.get("ODOO_NOTIFY_FUNCTION") or "pg_notify")
-_SNAPSHOT = "SELECT txid_current_snapshot()::text"
-_DATABASES = "SELECT array_agg(datname::text) FROM pg_database WHERE datallowconn AND NOT datistemplate"
+# Since 14.0 Odoo sends with this function. PostgreSQL has to find an operator's own function as it does for Odoo.
+_FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
+NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
+# All names are qualified, see `connection`.
+_SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text"
+_DATABASES = (
+    "SELECT pg_catalog.array_agg(datname::pg_catalog.text) FROM pg_catalog.pg_database"
+    " WHERE datallowconn AND NOT datistemplate"
+)
 
 
 class Supervisor(object):

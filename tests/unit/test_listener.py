@@ -406,7 +406,7 @@ def test_listen_is_said_in_one_statement(logged):
 def test_through_a_pooler_each_is_said_by_itself(logged):
     session = direct_session(None, ServersError(GONE, "58P01"), pooled=True)
     session.listen(frozenset(["cron_trigger", "imbus"]))
-    tidied_up = ["SELECT pg_notification_queue_usage()", "LISTEN imbus"]
+    tidied_up = ["SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
     assert session._cnx.asked == ["LISTEN cron_trigger", "LISTEN imbus", *tidied_up]
     session.listen(frozenset(["imbus"]))
     assert session._cnx.asked[4:] == ["LISTEN imbus", "UNLISTEN cron_trigger"]
@@ -417,7 +417,7 @@ def test_through_a_pooler_each_is_said_by_itself(logged):
 def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
     session = direct_session(ServersError(GONE, "58P01"))
     session.listen(frozenset(["imbus"]))
-    assert session._cnx.asked == ["LISTEN imbus", "SELECT pg_notification_queue_usage()", "LISTEN imbus"]
+    assert session._cnx.asked == ["LISTEN imbus", "SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
     assert session.channels == {"imbus"}
     (line,) = logged("kept LISTEN from working")
     assert "could not access status of transaction 1" in line and "update the server" in line
