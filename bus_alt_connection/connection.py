@@ -164,8 +164,11 @@ def attempts(parameters):
     libpq would spend one deadline on all addresses of a name. As there, one port may
     stand for all hosts. Raises ``psycopg2.OperationalError`` if a list does not fit.
     """
-    # An empty value would count as one, before that of a service or PGHOST.
+    # An empty value would come before that of a service or PGHOST.
     own = dict(KEEPALIVES, **{keyword: value for keyword, value in parameters.items() if value not in (None, "")})
+    if parameters.get("password") == "":
+        # The settings want that, so that libpq reads the passfile instead of PGPASSWORD.
+        own["password"] = ""
     lists = {keyword: str(own[keyword]).split(",") for keyword in ("host", "hostaddr", "port") if keyword in own}
     number = max(len(lists.get(keyword, "-")) for keyword in ("host", "hostaddr"))
     for keyword, values in lists.items():

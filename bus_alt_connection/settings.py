@@ -12,6 +12,8 @@ Each option is looked for in this order; an empty value counts as unset:
 ``HOST`` may be any libpq keyword: ``PORT``, ``USER``, ``SSLMODE`` and so on,
 see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 
+``NAME``, as some versions of OCA's addon have it, means ``DBNAME``.
+
 They fail closed: a wrong one may be what was to protect the connection, so there is
 none until it is mended. What libpq itself refuses, it refuses when it connects.
 """
@@ -29,7 +31,12 @@ from .log import SECRETS
 # hears itself is found out, and between two looks into bus_bus while nobody listens; and
 # whether the processes of a machine listen through one of them.
 DEFAULTS = {"check_interval": 60.0, "poll_interval": 5.0, "share": True}
-_SWITCH = {"1": True, "true": True, "0": False, "false": False}
+# An option that is wrong must not make a process share what it was told to keep for itself.
+_IF_WRONG = dict(DEFAULTS, share=False)
+# All that some series of Odoo takes as a boolean, on the command line or in odoo.conf.
+_BOOLEANS = dict.fromkeys("1 t true y yes on".split(), True)
+_BOOLEANS.update(dict.fromkeys("0 f false n no off".split(), False))
+_ALIASES = {"db_name": "db_dbname"}
 
 # Any of these says where PostgreSQL is.
 PLACES = ("host", "hostaddr", "port", "service")
@@ -40,6 +47,12 @@ _USUAL = (
     " connect_timeout channel_binding require_auth target_session_attrs application_name gssencmode options"
 )
 _DSN = re.compile(r"://|(password|secret|_key)\s*=", re.IGNORECASE)
+# An IPv6 address has at least two colons; the path of a socket begins with a slash, the name of an abstract one with @.
+_HOST_WITH_PORT = re.compile(r"([^:/@\[][^:]*|\[.*\]):[^:]*\Z")
+# The variables that Kubernetes sets in each pod for a Service that is called "imdispatcher-db" or the like.
+_OF_SERVICE = re.compile(r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_addr|_port|_proto)?)\Z")
+_PORT_OF_SERVICE = re.compile(r"(tcp|udp|sctp)://")
+_REFUSED = "No listener connects until that is mended"
 
 
 class Settings(object):
@@ -80,6 +93,9 @@ class Settings(object):
             # libpq's own default is no weaker: they would only keep a service from asking for more.
             if parameters.get("sslmode") in SSLMODES[: SSLMODES.index("prefer") + 1]:
                 del parameters["sslmode"]
+        if "passfile" in self.connection:
+            # libpq reads the file only if it has no password: neither Odoo's own nor that of PGPASSWORD.
+            parameters["password"] = ""
         parameters.update(self.connection)
         return parameters
 
@@ -92,19 +108,19 @@ def read(environ, options, db_system=None):
     """
     settings = Settings()
     found = _collect(environ, options, settings)
+    _refuse_variables_of_kubernetes(found, settings)
     undecided = "db_sslmode" not in found and options.get("db_sslmode") in ("require", "verify-ca")
     for option, (name, value) in sorted(found.items()):
+        if option in DEFAULTS:
+            _set_own(option, name, value, settings)
+            continue
         keyword = option[len("db_") :] if option.startswith("db_") else ""
-        problem = _problem(option, keyword, name, value)
+        problem = _problem(keyword, value) if _is_keyword(keyword) else _meant(option, name)
         if keyword == "service" and undecided:
             problem = "may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB_SSLMODE."
-        if problem and option in DEFAULTS:
-            settings.errors.append("%s %s Using %g" % (name, problem, DEFAULTS[option]))
-        elif problem:
-            settings.errors.append("%s %s No listener connects until that is mended" % (name, problem))
+        if problem:
+            settings.errors.append("%s %s %s" % (name, problem, _REFUSED))
             settings.refused.append(name)
-        elif option in DEFAULTS:
-            setattr(settings, option, _SWITCH[value.lower()] if option == "share" else float(value))
         else:
             settings.connection[keyword] = value
     database = settings.connection.pop("dbname", None)
@@ -130,6 +146,7 @@ def _collect(environ, options, settings):
     for prefix, source in (("IMDISPATCHER_", environ), ("ODOO_IMDISPATCHER_", environ), ("imdispatcher_", options)):
         for name in sorted(name for name in source if name.startswith(prefix)):
             option, value = name[len(prefix) :].lower(), str(source[name])
+            option = _ALIASES.get(option, option)
             # Mounted files and templates leave blanks and line ends.
             if option[len("db_") :] not in SECRETS:
                 value = value.strip()
@@ -137,31 +154,65 @@ def _collect(environ, options, settings):
             if not value or source is options and value in ("False", "None") and option != "share":
                 continue
             used, known = found.setdefault(option, (name, value))
-            if source is environ and known != value:
+            if used in source and known != value:
                 settings.warnings.append("%s and %s are both set and differ; %s is used" % (used, name, used))
     return found
 
 
-def _problem(option, keyword, name, value):
-    """Return what is wrong with an option and what to do, without its value; or None."""
+def _refuse_variables_of_kubernetes(found, settings):
+    """Move the variables of a Kubernetes Service from ``found`` to ``settings.refused``; all get one line."""
+    refused = []
+    for option, (name, value) in sorted(found.items()):
+        is_port = option == "port" or option.endswith("_port")
+        if _OF_SERVICE.match(option) or is_port and _PORT_OF_SERVICE.match(value):
+            refused.append(name)
+            del found[option]
+    if refused:
+        names = refused[0] if len(refused) == 1 else "%s and %d more" % (refused[0], len(refused) - 1)
+        text = "%s: Kubernetes sets such variables for a Service. Rename the Service, or set enableServiceLinks: false"
+        text += " in the pod. Without Kubernetes, unset them. %s"
+        settings.errors.append(text % (names, _REFUSED))
+        settings.refused += refused
+
+
+def _set_own(option, name, value, settings):
+    """Set an option that is no keyword of libpq; if its value is wrong, say so and use another value."""
+    meaning = _meaning(option, value)
+    if meaning is None:
+        meaning = _IF_WRONG[option]
+        number = "is not a number of seconds. Set it to 0 (off) or more."
+        problem = "is not a boolean. Set it to 1 (on) or 0 (off)." if option == "share" else number
+        settings.errors.append("%s %s Using %g" % (name, problem, meaning))
+    setattr(settings, option, meaning)
+
+
+def _meaning(option, value):
+    """Return the bool or the number that a text stands for; None: it stands for neither."""
     if option == "share":
-        return None if value.lower() in _SWITCH else "is no switch. Set it to 1 (on) or 0 (off)."
-    if option in DEFAULTS:
-        # Not float(): that takes nan and inf.
-        number = re.match(r"[0-9]*\.?[0-9]+(e[0-9])?\Z", value)
-        return None if number and float(value) < 1e6 else "is not a number of seconds. Set it to 0 (off) or more."
+        return _BOOLEANS.get(value.lower())
+    # Not float(): that takes nan and inf.
+    if re.match(r"[0-9]*\.?[0-9]+(e[0-9])?\Z", value) and float(value) < 1e6:
+        return float(value)
+    return None
+
+
+def _is_keyword(keyword):
+    """Return whether libpq knows ``keyword``."""
     try:
-        # libpq decides which keywords there are.
-        known = keyword in extensions.parse_dsn("%s=0" % keyword)
+        return keyword in extensions.parse_dsn("%s=0" % keyword)
     except (psycopg2.Error, UnicodeError):
-        known = False
-    if not known:
-        return _meant(option, name)
+        return False
+
+
+def _problem(keyword, value):
+    """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
     # These would turn up in messages of the server, cut short, password included.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in an option each."
+    if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):
+        return "has a port. Set the host alone here, and the port in IMDISPATCHER_DB_PORT."
     if keyword == "sslmode" and value not in SSLMODES:
         nearest = difflib.get_close_matches(value.lower(), SSLMODES, n=1)
         return "is not an sslmode. Did you mean %s?" % (nearest or SSLMODES[-1:])[0]

@@ -208,6 +208,8 @@ _WRONG = {
     "DB_HOTS": "a",
     "DB_XYZZY": "a",
     "DB_HOST": "a@b",
+    "DB_HOSTADDR": "192.0.2.1:5432",
+    "DB_SERVICE_HOST": "192.0.2.1",
     "DB_USER": "postgresql://a",
     "DB_SSLMODE": "verify_full",
     "DB_CONNECT_TIMEOUT": "soon",

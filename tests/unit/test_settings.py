@@ -11,6 +11,7 @@ from psycopg2 import extensions
 
 from bus_alt_connection import log, settings
 
+MENDED = " No listener connects until that is mended"
 HOST, ALSO_HOST, CONF_HOST = "IMDISPATCHER_DB_HOST", "ODOO_IMDISPATCHER_DB_HOST", "imdispatcher_db_host"
 
 
@@ -66,6 +67,53 @@ def test_a_warning_on_passwords_that_differ_has_none_of_them():
     (warning,) = found.warnings
     assert "hush" not in warning
     assert "quiet" not in warning
+
+
+NAME, DBNAME = "IMDISPATCHER_DB_NAME", "IMDISPATCHER_DB_DBNAME"
+
+
+@pytest.mark.parametrize("name", [NAME, "ODOO_" + NAME, "imdispatcher_db_name"])
+def test_the_name_is_that_of_the_database(name):
+    found = settings.read({} if name.islower() else {name: "a"}, {name: "a"} if name.islower() else {})
+    assert found.system_database == "a"
+    assert found.errors == found.warnings == []
+
+
+@pytest.mark.parametrize("used, other", [(DBNAME, NAME), ("imdispatcher_db_dbname", "imdispatcher_db_name")])
+def test_two_names_of_the_database_that_differ_are_warned_of_in_each_source(used, other):
+    names = {used: "a", other: "b"}
+    found = settings.read({}, names) if used.islower() else settings.read(names, {})
+    assert found.system_database == "a"
+    assert found.warnings == ["%s and %s are both set and differ; %s is used" % (used, other, used)]
+    assert settings.read({}, dict.fromkeys(names, "a")).warnings == []
+
+
+def variables_of_service(name):
+    """Return what Kubernetes sets in each pod for a Service with a named port."""
+    place = "tcp://192.0.2.1:5432"
+    parts = {"": place, "_PROTO": "tcp", "_PORT": "5432", "_ADDR": "192.0.2.1"}
+    variables = {"SERVICE_HOST": "192.0.2.1", "SERVICE_PORT": "5432", "SERVICE_PORT_POSTGRES": "5432", "PORT": place}
+    variables.update(("PORT_5432_TCP" + part, value) for part, value in parts.items())
+    return {"%s_%s" % (name, key): value for key, value in variables.items()}
+
+
+@pytest.mark.parametrize("service", ["IMDISPATCHER_DB", "IMDISPATCHER", "IMDISPATCHER_DB_RO", "ODOO_IMDISPATCHER_DB"])
+def test_the_variables_of_a_service_in_kubernetes_get_one_line(service):
+    variables = variables_of_service(service)
+    found = settings.read({**variables, HOST: "db-01"}, {})
+    (error,) = found.errors
+    assert error.startswith("%s_PORT and 7 more: Kubernetes sets such variables for a Service. Rename" % service)
+    assert "enableServiceLinks: false" in error and error.endswith(MENDED)
+    assert "192.0.2.1" not in error
+    assert sorted(found.refused) == sorted(variables)
+    with pytest.raises(psycopg2.OperationalError):
+        found.parameters({"dbname": "postgres"})
+
+
+def test_a_port_that_is_set_in_the_pod_replaces_that_of_the_service():
+    variables = {**variables_of_service("IMDISPATCHER_DB"), "IMDISPATCHER_DB_PORT": "5432"}
+    (error,) = settings.read(variables, {}).errors
+    assert error.startswith("IMDISPATCHER_DB_PORT_5432_TCP and 6 more: ")
 
 
 def test_each_option_is_looked_for_on_its_own():
@@ -130,6 +178,10 @@ def test_each_sslmode_of_libpq_is_taken(sslmode):
         {"HOSTADDR": "192.0.2.1,192.0.2.2", "PORT": "1,2"},
         {"HOST": "/run/postgresql,a", "PORT": "1,"},
         {"HOST": "@abstract"},
+        {"HOST": "@abstract:1"},
+        {"HOST": "/run/a:b"},
+        {"HOST": "::1,fe80::1%eth0", "PORT": "1,2"},
+        {"HOSTADDR": "::1"},
         {"PORT": "05432"},
     ],
 )
@@ -185,7 +237,6 @@ def test_intervals_have_defaults():
 # What is wrong --------------------------------------------------------------------------------------------------------
 
 MARK = "S3CR3T"
-MENDED = " No listener connects until that is mended"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +279,10 @@ MENDED = " No listener connects until that is mended"
         ("IMDISPATCHER_DB_HOST", "odoo@db-01", "is a URI or DSN. Set host, port, user and password in an option each."),
         ("IMDISPATCHER_DB_HOST", "host=db-01 port=5432", "is a URI or DSN. "),
         ("IMDISPATCHER_DB_HOSTADDR", "odoo@192.0.2.1", "is a URI or DSN. "),
+        ("IMDISPATCHER_DB_HOST", "db-01:5432", "has a port. Set the host alone here, and the port in IMDISPATCHER_DB_"),
+        ("IMDISPATCHER_DB_HOST", "db-01, db-02:5432", "has a port. "),
+        ("IMDISPATCHER_DB_HOST", "[::1]:5432", "has a port. "),
+        ("IMDISPATCHER_DB_HOSTADDR", "192.0.2.1:5432", "has a port. "),
         # The server would name these, and only the first 63 bytes of them.
         ("IMDISPATCHER_DB_DBNAME", "postgresql://db-01", "is a URI or DSN. "),
         ("IMDISPATCHER_DB_USER", "postgresql://db-01", "is a URI or DSN. "),
@@ -289,6 +344,9 @@ SHARE, CONF_SHARE = "IMDISPATCHER_SHARE", "imdispatcher_share"
         ({SHARE: " False\n"}, {}, False),
         ({SHARE: "1"}, {}, True),
         ({SHARE: "TRUE"}, {}, True),
+        *(({SHARE: word}, {}, True) for word in ("on", "Yes", "t", "y")),
+        *(({SHARE: word}, {}, False) for word in ("off", "No", "f", "n", "FALSE")),
+        ({}, {CONF_SHARE: "Off"}, False),
         ({"ODOO_" + SHARE: "0"}, {}, False),
         ({SHARE: "1"}, {CONF_SHARE: "0"}, True),
         ({SHARE: "0"}, {CONF_SHARE: "1"}, False),
@@ -308,12 +366,12 @@ def test_sharing_is_switched_off_in_each_spelling(environ, options, share):
 
 
 @pytest.mark.parametrize(
-    "name, value", [(SHARE, "off"), ("ODOO_" + SHARE, "2"), (CONF_SHARE, "perhaps"), (SHARE, "None"), (SHARE, "-1")]
+    "name, value", [(SHARE, "offf"), ("ODOO_" + SHARE, "2"), (CONF_SHARE, "perhaps"), (SHARE, "None"), (SHARE, "-1")]
 )
-def test_a_switch_that_is_wrong_is_named_and_does_no_harm(name, value):
+def test_a_wrong_value_turns_sharing_off_and_is_named(name, value):
     found = settings.read({} if name.islower() else {name: value}, {name: value} if name.islower() else {})
-    assert found.errors == ["%s is no switch. Set it to 1 (on) or 0 (off). Using 1" % name]
-    assert found.refused == [] and found.share is True
+    assert found.errors == ["%s is not a boolean. Set it to 1 (on) or 0 (off). Using 0" % name]
+    assert found.refused == [] and found.share is False
 
 
 def test_all_that_is_wrong_is_named():
@@ -366,7 +424,7 @@ def test_nothing_that_is_set_is_left_out_in_silence(option, prefix, value):
         with pytest.raises(psycopg2.OperationalError):
             found.parameters({"dbname": "postgres"})
     else:
-        taken = dict(found.connection, dbname=found.system_database)
+        taken = dict(found.connection, dbname=found.system_database, name=found.system_database)
         assert taken[option] in (value, value.strip())
 
 
@@ -469,6 +527,17 @@ def test_what_is_configured_replaces_odoos_own_and_the_rest_stays():
         "sslmode": "prefer",
     }
     assert own["host"] == "pooler"  # it is Odoo's
+
+
+@pytest.mark.parametrize("own", [{"password": "a"}, {}])
+def test_a_passfile_replaces_the_passwords_of_odoo(own):
+    # Empty, or libpq would prefer PGPASSWORD to the file.
+    assert read({"IMDISPATCHER_DB_PASSFILE": "/a"}).parameters({"dbname": "postgres", **own})["password"] == ""
+
+
+def test_a_password_of_the_listeners_comes_before_a_passfile():
+    found = read({"IMDISPATCHER_DB_PASSFILE": "/a", "IMDISPATCHER_DB_PASSWORD": "b"})
+    assert found.parameters({"dbname": "postgres", "password": "a"})["password"] == "b"
 
 
 def test_the_name_of_a_listener_can_be_chosen():
