@@ -40,6 +40,16 @@ from bus_alt_connection import connection, log, settings, supervisor
 FAILURES = (psycopg2.Error, OSError)
 # Nobody else listens to it.
 CHANNEL = "bus_alt_connection_%s" % uuid.uuid4().hex
+# As many server connections as a pool of PgBouncer has by default.
+POOL_SIZE = 20
+# Less than this part of the notification queue is used unless something keeps PostgreSQL from shortening it.
+QUEUE_USAGE = 0.01
+# What a server connection listens on, the usage of the queue, the connection's start and the server's time.
+_LISTENS = (
+    "SELECT ARRAY(SELECT pg_catalog.pg_listening_channels()), pg_catalog.pg_notification_queue_usage(),"
+    " pg_catalog.date_part('epoch', backend_start), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
+    " FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+)
 ROW = "%-8s  %-6s  %-7s  %-7s  %-7s  %s"
 
 #: an address that can be used: ``facts``: `connection.Facts`; ``keeps``: whether a server
@@ -56,6 +66,8 @@ def main(arguments=None):
     # If nothing is configured it is the same way, and what is wrong with that is told once.
     if not configured.refused and (configured.configured or ordinary):
         direct = _look("direct", configured.parameters(own), problems, ordinary)
+    if ordinary:
+        problems += _left_behind(ordinary.parameters)
     if ordinary and direct:
         problems += _why_deaf(direct, ordinary)
     errors = sum(line.startswith("ERROR") for line in problems)
@@ -156,6 +168,41 @@ def _why_deaf(listening, sending):
         return ["ERROR: no notification gets from the ordinary way to the direct one: %s" % error]
     reason = connection.why_deaf(there._replace(pooled=pooled or leaked), here)
     return [] if heard else ["ERROR: direct: " + reason]
+
+
+def _left_behind(parameters):
+    """Return a warning, in a list, if server connections of a pooler LISTEN; and one if the notification queue is full.
+
+    A client that sends LISTEN through a pooler in transaction mode leaves it on a server connection. The listeners of
+    the addon have none of these.
+    """
+    quickly = dict(parameters, connect_timeout=connection.PROBE_TIMEOUT)
+    channels, usage, began = set(), 0.0, None
+    # If the pooler has no connection left, those that were looked at are enough.
+    with contextlib.suppress(*FAILURES), contextlib.ExitStack() as stack:
+        for _server_connection in range(POOL_SIZE):
+            client = connection.connect(quickly)
+            stack.callback(client.close)
+            # Its transaction keeps a server connection, so that the pooler has to give the next client another one.
+            found, usage, started, now = client.row("BEGIN; " + _LISTENS, None, 4, connection.PROBE_TIMEOUT)
+            stack.callback(client.execute, "ROLLBACK")
+            channels.update(found)
+            began = began or now
+            if started > began:
+                # The pooler opened this one for us, so it had no other left.
+                break
+    warnings = []
+    if channels:
+        text = "WARNING: the pooler at %s has server connections that still LISTEN, on %s. Odoo left them there before"
+        text += " it had the addon, or a wrong option did. While one is in a transaction, PostgreSQL can't shorten the"
+        text += " notification queue. Once Odoo runs with the addon, have PgBouncer RECONNECT, or restart the pooler"
+        # The name of a channel may be anything.
+        warnings.append(log.redact(text % (settings.address(parameters), ", ".join(sorted(channels))), parameters))
+    if usage > QUEUE_USAGE:
+        text = "WARNING: the notification queue of PostgreSQL is %.0f%% full. A connection that listens has been in a"
+        text += " transaction for long: end it, or no NOTIFY works once the queue is full"
+        warnings.append(text % (100 * usage))
+    return warnings
 
 
 def _verdict(ordinary):

@@ -207,9 +207,11 @@ def keeps_session(parameters):
             for _attempt in range(5):
                 ours = one.row(PID, timeout=PROBE_TIMEOUT)
                 theirs = other.row("BEGIN; " + PID, timeout=PROBE_TIMEOUT)
-                if theirs == ours or one.row(PID, timeout=PROBE_TIMEOUT) != ours:
-                    return False
+                keeps = theirs != ours and one.row(PID, timeout=PROBE_TIMEOUT) == ours
+                # A pooler ends a server connection if its client leaves within a transaction.
                 other.execute("ROLLBACK", timeout=PROBE_TIMEOUT)
+                if not keeps:
+                    return False
         return True
     except (psycopg2.Error, OSError):
         return None

@@ -310,6 +310,68 @@ def test_a_pooler_that_keeps_the_connection_of_who_listens_is_good(run, server, 
             assert verdict(output) == KEEPS
 
 
+# What listens in the pool
+
+
+@pytest.fixture
+def used_pooler(server):
+    """A pooler with three server connections; stock Odoo listens through the one that is handed out last."""
+    with PgBouncer(server) as pooler, contextlib.ExitStack() as exits:
+        clients = [exits.enter_context(contextlib.closing(pooler.connect())) for _ in range(3)]
+        # In a transaction each, and so on a server connection each.
+        for client in clients:
+            client.cursor().execute("SELECT 1")
+        clients[0].cursor().execute("LISTEN imbus; LISTEN cron_trigger")
+        for client in clients:
+            client.commit()
+        yield pooler
+
+
+def test_listens_that_odoo_left_in_the_pool_are_told_until_reconnect(run, server, used_pooler):
+    output = run(odoo(used_pooler), to(server))
+    (warning,) = lines(output, "WARNING")
+    place = "%s:%s" % (used_pooler.host, used_pooler.port)
+    assert warning.startswith(
+        "the pooler at %s has server connections that still LISTEN, on cron_trigger, imbus." % place
+    )
+    assert "RECONNECT" in warning
+    assert verdict(output) == HEARD
+    used_pooler.admin("RECONNECT")
+    assert lines(run(odoo(used_pooler), to(server)), "WARNING") == []
+
+
+def test_the_look_into_the_pool_costs_it_no_connection(run, server, used_pooler):
+    before = {row["remote_pid"] for row in used_pooler.show("servers") if row["database"] == "postgres"}
+    run(odoo(used_pooler), to(server))
+    after = {row["remote_pid"] for row in used_pooler.show("servers") if row["database"] == "postgres"}
+    assert before <= after
+    # One may have been opened for the look, and one before it to see whether the pooler keeps sessions.
+    assert len(after - before) <= 2
+
+
+def test_a_listen_in_a_pool_that_is_used_up_is_told(run, server):
+    with PgBouncer(server, settings={"reserve_pool_size": 0}, databases={"postgres": "pool_size=1"}) as pooler:
+        with contextlib.closing(pooler.connect()) as client:
+            client.autocommit = True
+            client.cursor().execute("LISTEN imbus")
+        (warning,) = lines(run(odoo(pooler), to(server)), "WARNING")
+        assert "still LISTEN, on imbus." in warning
+
+
+def test_a_notification_queue_that_fills_is_told(run, server, pooler):
+    with contextlib.closing(server.connect(application_name="tests")) as listening:
+        listening.cursor().execute("LISTEN other")
+        listening.commit()
+        # From here on it fetches nothing.
+        listening.cursor().execute("SELECT 1")
+        # 8 GB at most, up to PostgreSQL 16 and by default.
+        server.execute("SELECT pg_notify('other', i || repeat('x', 7900)) FROM generate_series(1, 14000) i")
+        output = run(odoo(pooler), to(server))
+        (warning,) = [line for line in lines(output, "WARNING") if "queue of PostgreSQL" in line]
+        assert warning.startswith("the notification queue of PostgreSQL is 1% full.")
+        assert verdict(output) == HEARD
+
+
 @pytest.fixture
 def run_here(tmp_path, monkeypatch, capsys):
     """Return a function like ``run``, without settings of the listeners, in this very process."""
