@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 
 from bus_alt_connection import catchup
+from stack.pgbouncer import PgBouncer
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.process import identity
 from stack.waiting import wait_until
@@ -207,6 +208,23 @@ def test_a_database_that_has_lost_its_bus_bus_is_owed_nothing(server, backlog):
         server.execute("DROP TABLE bus_bus", dbname="plain")
         assert backlog.missed("plain") == []
         assert backlog.due == float("inf")
+
+
+@pytest.mark.parametrize("path", ["public", "tenant, public"])
+def test_the_bus_bus_of_odoo_is_found_in_spite_of_a_search_path_that_a_client_left_empty(server, bus, path):
+    server.execute("CREATE SCHEMA tenant AUTHORIZATION %s" % USER, dbname=bus.name)
+    server.execute("CREATE TABLE tenant.bus_bus (LIKE public.bus_bus INCLUDING DEFAULTS)", dbname=bus.name)
+    server.execute("ALTER TABLE tenant.bus_bus OWNER TO %s" % USER, dbname=bus.name)
+    server.execute("ALTER ROLE %s IN DATABASE %s SET search_path = %s" % (USER, bus.name, path))
+    with PgBouncer(server, databases={bus.name: "pool_size=1"}) as pooler:
+        with contextlib.closing(pooler.connect(bus.name)) as dump, dump.cursor() as cr:
+            dump.autocommit = True
+            # As pg_dump does; it stays with the server connection.
+            cr.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+        schema = path.partition(",")[0]
+        statement = "INSERT INTO %s.bus_bus (channel, create_date) VALUES ('1', now() AT TIME ZONE 'UTC')"
+        server.execute(statement % schema, dbname=bus.name)
+        assert AskedBacklog(pooler).missed(bus.name) == ["1"]
 
 
 def test_a_snapshot_of_one_database_holds_for_another(server, backlog, bus):
