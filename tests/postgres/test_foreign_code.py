@@ -23,6 +23,7 @@ from stack.proxy import Proxy
 from stack.stack import ADDON
 from stack.waiting import wait_until
 from tests.support import traps
+from tests.support.backlog import AskedBacklog
 from tests.unit.fakes import FakeFeed
 
 BUS = "bus"
@@ -107,6 +108,21 @@ def test_the_scenario_sends_each_statement_of_the_addon(seen):
                 calls.update(dict.fromkeys(CALL.findall(node.value), path.name))
     assert {"pg_backend_pid", "pg_notification_queue_usage"} <= set(calls)
     assert set(calls) - traps.names_in(seen) == set()
+
+
+def test_a_bus_bus_of_another_user_is_not_looked_into(server):
+    database = "plain"
+    server.execute("CREATE DATABASE %s" % database)
+    server.execute("GRANT CREATE ON SCHEMA public TO PUBLIC", dbname=database)
+    traps.make_bus_bus(server, database)
+    backlog = AskedBacklog(server)
+    mark = server.log_mark()
+    assert backlog.missed(database) == []
+    assert traps.caught(server.log_since(mark), USER) == []
+    # And it would have run that code.
+    with contextlib.closing(server.connect(database, USER, PASSWORD)) as odoo, odoo.cursor() as cr:
+        cr.execute("SELECT channel FROM bus_bus")
+    assert traps.MARK in traps.caught(server.log_since(mark), USER)[0]
 
 
 # What the addon does ----------------------------------------------------------
