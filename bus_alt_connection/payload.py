@@ -3,10 +3,15 @@
 """The channels that Odoo listens on, and which notifications it can read."""
 
 import json
+import string
 
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 # On which listeners that have heard nothing for long let each other hear something.
 HEARTBEAT_CHANNEL = "bus_alt_connection"
+
+# NAMEDATALEN - 1: PostgreSQL truncates longer identifiers.
+MAX_IDENTIFIER_BYTES = 63
+_ASCII_TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def readable(payload, series):
@@ -37,6 +42,30 @@ def quote(name):
     if name in (BUS_CHANNEL, CRON_CHANNEL):
         return name
     return '"%s"' % name.replace('"', '""')
+
+
+def fold(name):
+    """Return the channel that ``LISTEN "name"`` listens on: ``name``, at most 63 bytes of it in UTF-8.
+
+    PostgreSQL truncates a quoted identifier between two characters (``truncate_identifier`` in its
+    ``src/backend/parser/scansup.c``). It counts bytes in the encoding of the database, which this function takes
+    to be UTF-8.
+
+    :raise ValueError: ``name`` is no text that UTF-8 can encode, so that no channel has this name
+    """
+    # What "ignore" ignores is the character that the cut has split.
+    return name.encode("utf-8")[:MAX_IDENTIFIER_BYTES].decode("utf-8", "ignore")
+
+
+def fold_plain(name):
+    """Return the channel that ``LISTEN name``, without quotes, listens on.
+
+    PostgreSQL folds an unquoted identifier to lower case before it truncates it, but in UTF-8 only the ASCII letters
+    (``downcase_truncate_identifier`` in the same file). `str.lower` changes others, too.
+
+    :raise ValueError: as :func:`fold`
+    """
+    return fold(name.translate(_ASCII_TO_LOWER))
 
 
 def _fits(value, depth):

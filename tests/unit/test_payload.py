@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bus_alt_connection.payload import BUS_CHANNEL, CRON_CHANNEL, quote, readable
+from bus_alt_connection.payload import BUS_CHANNEL, CRON_CHANNEL, fold, fold_plain, quote, readable
 from tests.support.payloads import HOSTILE, READERS
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.integers(-(2**70), 2**70)
@@ -108,3 +108,31 @@ def test_hostile_payloads_are_refused_or_harmless(name, series):
 )
 def test_a_name_is_one_identifier_whatever_is_in_it(name, quoted):
     assert quote(name) == quoted
+
+
+@pytest.mark.parametrize(
+    "name, folded",
+    [
+        ("A b", "A b"),
+        ("x" * 63, "x" * 63),
+        ("x" * 64, "x" * 63),
+        # 62 bytes and a character of two, of three, of four, which does not fit.
+        ("x" * 62 + "é", "x" * 62),
+        ("x" * 62 + "€", "x" * 62),
+        ("x" * 62 + "😀", "x" * 62),
+        ("x" * 61 + "éy", "x" * 61 + "é"),
+    ],
+)
+def test_a_quoted_name_is_truncated_between_characters(name, folded):
+    assert fold(name) == folded
+
+
+def test_an_unquoted_name_is_folded_in_its_ascii_letters_only():
+    assert fold_plain("Orders_Ä\u0130") == "orders_Ä\u0130"
+    assert fold_plain("X" * 62 + "é") == "x" * 62
+
+
+@pytest.mark.parametrize("function", [fold, fold_plain])
+def test_a_name_that_utf_8_can_not_encode_is_refused(function):
+    with pytest.raises(ValueError):
+        function("orders\ud800")
