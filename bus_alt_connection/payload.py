@@ -9,25 +9,29 @@ BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 # On which listeners that have heard nothing for long let each other hear something.
 HEARTBEAT_CHANNEL = "bus_alt_connection"
 
+# Lists within lists; each JSON library has a limit of its own, which is higher.
+MAX_DEPTH = 100
 # NAMEDATALEN - 1: PostgreSQL truncates longer identifiers.
 MAX_IDENTIFIER_BYTES = 63
 _ASCII_TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def readable(payload, series):
-    """Return ``payload``, of `BUS_CHANNEL`, as Odoo can read it; None if it can't.
+    """Return ``payload``, of `BUS_CHANNEL`, as Odoo can read it; None if Odoo can't.
 
-    The bus takes a JSON list of channels, each a string or a flat list, and up to
-    ``series`` 19.1 dies of anything else; that of 19.5 dies of an empty one, too. A later
-    one may send lists within lists, as a public copy of its sources does. It is written
-    anew, since the JSON libraries of the series differ in what they forgive.
+    Odoo's bus takes a JSON list of channels, and stops for half a minute or longer when it reads
+    anything else. A channel is a string or a flat list, neither of them empty. After ``series``
+    19.1, the first element of a channel may be a list as well: a public copy of the sources sends
+    pairs of a channel and a number, and the dispatcher of 20.0 ignores a pair. It makes a tuple of
+    a channel but not of a list in it, so that a list further on stops it.
+
+    The payload is written anew, since the JSON libraries of the series differ in what they
+    forgive.
     """
     try:
         channels = json.loads(payload)
-        if not isinstance(channels, list):
-            return None
-        depth = 100 if series > 19.1 else 1
-        if not all(one and isinstance(one, (str, list)) and _fits(one, depth) for one in channels):
+        depth = MAX_DEPTH if series > 19.1 else 0
+        if not isinstance(channels, list) or not all(_is_channel(value, depth) for value in channels):
             return None
         payload = json.dumps(channels, ensure_ascii=False, separators=(",", ":"))
         payload.encode()  # lone surrogates
@@ -68,9 +72,18 @@ def fold_plain(name):
     return fold(name.translate(_ASCII_TO_LOWER))
 
 
-def _fits(value, depth):
+def _is_channel(value, depth):
+    """Return whether Odoo takes ``value`` as a channel whose first element is at most ``depth`` lists deep."""
+    if isinstance(value, str):
+        return value != ""
+    if not isinstance(value, list) or not value:
+        return False
+    return _is_part(value[0], depth) and all(_is_part(part, 0) for part in value[1:])
+
+
+def _is_part(value, depth):
     if isinstance(value, list):
-        return depth > 0 and all(_fits(part, depth - 1) for part in value)
+        return depth > 0 and all(_is_part(part, depth - 1) for part in value)
     if isinstance(value, (int, float)):
-        return abs(value) < 2**63  # which is false of nan
+        return abs(value) < 2**63  # false for NaN
     return value is None or isinstance(value, str)

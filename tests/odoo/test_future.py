@@ -82,7 +82,7 @@ def test_what_the_dispatcher_of_20_0_missed_is_found_in_the_system_database(disp
     stack.odoo.wait_for_log("on missed: hello again", mark)
     stack.wait_for_listen("imbus")
     assert _listening_backend(stack) != lost
-    assert "the listener failed" not in stack.odoo.log()
+    assert " failed\n" not in stack.odoo.log()
 
 
 def test_no_notification_makes_the_dispatcher_of_20_0_pause(dispatcher_stack):
@@ -92,9 +92,24 @@ def test_no_notification_makes_the_dispatcher_of_20_0_pause(dispatcher_stack):
     mark = stack.odoo.log_mark()
     with contextlib.closing(stack.sender()) as sender:
         sender.insert("sent", "after the garbage")
-    _notify(stack, *HOSTILE.values(), json.dumps([[stack.database, "sent"]]))
+    lists = [[[stack.database, ["probe"]]], [[stack.database, "sent", []]], [[stack.database, "sent"], ["x", [["y"]]]]]
+    _notify(stack, *HOSTILE.values(), *map(json.dumps, lists), json.dumps([[stack.database, "sent"]]))
     stack.odoo.wait_for_log("on sent: .*after the garbage", mark)
-    assert "the listener failed" not in stack.odoo.log()
+    assert " failed\n" not in stack.odoo.log()
+
+
+def test_the_dispatcher_of_20_0_gets_pairs_of_a_channel_and_a_number(dispatcher_stack):
+    stack = dispatcher_stack
+    stack.wait_for_listen("imbus")
+    _listening_backend(stack)
+    mark = stack.odoo.log_mark()
+    with contextlib.closing(stack.sender()) as sender:
+        sender.insert("sent", "with a pair")
+    pair = [[stack.database, "sent"], 5]
+    _notify(stack, json.dumps([pair, [stack.database, "sent"]]))
+    stack.odoo.wait_for_log(re.escape("ignored the channel %s" % json.dumps(pair)), mark)
+    stack.odoo.wait_for_log("on sent: .*with a pair", mark)
+    assert " failed\n" not in stack.odoo.log()
 
 
 def test_gevent_processes_at_one_port_share_a_connection():
