@@ -57,6 +57,10 @@ class Network:
         """While in this context, what this thread begins (sockets, threads, processes) is in the near namespace."""
         return _inside(self._near)
 
+    def far(self):
+        """While in this context, what this thread begins is in the far namespace."""
+        return _inside(self._far)
+
     def listening(self):
         """Return a socket that listens at ``far_host``."""
         with _inside(self._far):
