@@ -17,6 +17,7 @@ import time
 import psycopg2
 from psycopg2 import extensions
 
+from . import tasks
 from .log import redact
 from .settings import address
 
@@ -53,6 +54,9 @@ Facts = collections.namedtuple("Facts", "address backend_pid pooled standby data
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
+    Its methods wait until the answer is there. `opening`, `asking` and `asking_row` are the same
+    as tasks, see `tasks`: with them, one thread waits for several connections at once.
+
     Every method raises ``psycopg2.OperationalError`` once the connection is lost or
     a deadline has passed; the connection is of no use then. No message of a
     ``psycopg2.Error`` has a password or more than one line; ``sqlstate`` is the server's
@@ -63,32 +67,54 @@ class Connection(object):
     fault = None
 
     def __init__(self, parameters):
+        tasks.finish(self._connecting(parameters))
+
+    @classmethod
+    def opening(cls, parameters):
+        """A task: connect, and return the connection."""
+        opened = cls.__new__(cls)
+        yield from opened._connecting(parameters)
+        return opened
+
+    def _connecting(self, parameters):
         self.parameters = parameters
         with self._plain_errors():
             self._cnx = psycopg2.connect(async_=1, **parameters)
             try:
-                self._wait(max(int(parameters.get("connect_timeout") or 0), 0) or CONNECT_TIMEOUT)
+                yield from self._waiting(max(int(parameters.get("connect_timeout") or 0), 0) or CONNECT_TIMEOUT)
                 self.server_version = self._cnx.server_version
                 self.prepare()
-            except Exception:
+            except BaseException:
+                # A task that is closed while it waits gets a GeneratorExit.
                 self.close()
                 raise
 
     def prepare(self):
-        """Done last of connecting; raises ``psycopg2.Error`` if this place is of no use."""
+        """Done last of connecting; raises ``psycopg2.Error`` if this place is of no use. May block."""
 
     def execute(self, query, values=None, timeout=QUERY_TIMEOUT):
         """Run one statement and return its rows, or None if it has none."""
-        with self._plain_errors():
-            cursor = self._cnx.cursor()
-            cursor.execute(query, values)
-            self._wait(timeout)
-            del self._cnx.notices[:]
-            return cursor.fetchall() if cursor.description else None
+        return tasks.finish(self.asking(query, values, timeout))
 
     def row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
         """Return the one row of ``query``, which has to have so many ``columns``."""
-        rows = self.execute(query, values, timeout)
+        return self._only_row(self.execute(query, values, timeout), columns)
+
+    def asking(self, query, values=None, timeout=QUERY_TIMEOUT):
+        """A task: `execute`."""
+        with self._plain_errors():
+            cursor = self._cnx.cursor()
+            cursor.execute(query, values)
+            yield from self._waiting(timeout)
+            del self._cnx.notices[:]
+            return cursor.fetchall() if cursor.description else None
+
+    def asking_row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
+        """A task: `row`."""
+        rows = yield from self.asking(query, values, timeout)
+        return self._only_row(rows, columns)
+
+    def _only_row(self, rows, columns):
         if not rows or len(rows[0]) != columns:
             # Of a broken pooler, that is: the answer to somebody else's question.
             raise psycopg2.OperationalError("%s: not the answer" % address(self.parameters))
@@ -130,32 +156,44 @@ class Connection(object):
         except UnicodeError:
             raise psycopg2.OperationalError("some option is not UTF-8") from None
 
-    def _wait(self, timeout):
+    def _waiting(self, timeout):
         deadline = time.monotonic() + timeout
+        too_late = False
         for state in iter(self._cnx.poll, extensions.POLL_OK):
+            if too_late:
+                raise psycopg2.OperationalError("no answer in %g s" % timeout)
             event = selectors.EVENT_WRITE if state == extensions.POLL_WRITE else selectors.EVENT_READ
-            # libpq may have gone on to another way to log in, hence another descriptor.
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._cnx.fileno(), event)
-                left = deadline - time.monotonic()
-                while left <= 0 or not selector.select(min(left, 0.5)):
-                    left = deadline - time.monotonic()
-                    if left <= 0 or self.fault:
-                        raise psycopg2.OperationalError("no answer in %g s" % timeout)
+            # libpq may have gone on to another way to log in, hence another descriptor. While it
+            # connects, it must not be polled before the descriptor is ready.
+            while not (yield tasks.Wait(self._cnx.fileno(), event, deadline)):
+                if self.fault or time.monotonic() >= deadline:
+                    raise psycopg2.OperationalError("no answer in %g s" % timeout)
+            # An answer that has arrived meanwhile counts; an endless one does not.
+            too_late = time.monotonic() >= deadline
 
 
 def connect(parameters, kind=Connection):
     """Return a `Connection`, or a ``kind`` of it, to the first of `attempts` that takes us.
 
-    Raises ``psycopg2.OperationalError`` with what each address had to say.
+    Raises ``psycopg2.OperationalError`` with what each address had to say; ``reasons`` has
+    the errors one by one.
     """
+    return tasks.finish(opening(parameters, kind))
+
+
+def opening(parameters, kind=Connection):
+    """A task: `connect`. Only the resolver of host names may block."""
+    reasons = []
     problems = []
     for one in attempts(parameters):
         try:
-            return kind(one)
+            return (yield from kind.opening(one))
         except psycopg2.Error as error:
+            reasons.append(error)
             problems.append("%s: %s" % (address(one), error))
-    raise psycopg2.OperationalError(", ".join(problems))
+    failure = psycopg2.OperationalError(", ".join(problems))
+    failure.reasons = reasons
+    raise failure
 
 
 def attempts(parameters):

@@ -114,6 +114,11 @@ class Session:
             raise psycopg2.OperationalError("away")
         self.parameters = parameters
 
+    @classmethod
+    def opening(cls, parameters):
+        yield from ()
+        return cls(parameters)
+
 
 def test_the_first_that_takes_us_is_taken(names):
     assert connection.connect({"host": "db-02,db-01,twice"}, Session).parameters["host"] == "db-01"

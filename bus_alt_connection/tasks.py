@@ -1,0 +1,119 @@
+# Copyright 2026 the bus_alt_connection contributors
+# License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
+"""Wait for several connections at once, in one thread or greenlet.
+
+A *task* is a generator. It yields a `Wait` whenever it has to wait, and receives whether
+what it waits for has happened. Tasks call each other with ``yield from``.
+"""
+
+import collections
+import contextlib
+import selectors
+import time
+
+import psycopg2
+
+# Seconds between two looks at whether a wait has become pointless, see `connection.Connection.fault`.
+_TICK = 0.5
+
+#: What a task waits for: an event of `selectors` on a file descriptor, at most until ``deadline``
+#: (monotonic seconds). A task that only wants to sleep has the descriptor None.
+Wait = collections.namedtuple("Wait", "descriptor event deadline")
+
+
+def ready(waits, timeout):
+    """Wait up to ``timeout`` seconds for any of ``waits``; return the set of the descriptors that are ready."""
+    broken = set()
+    with selectors.DefaultSelector() as selector:
+        for wait in waits:
+            if wait.descriptor is not None:
+                try:
+                    selector.register(wait.descriptor, wait.event)
+                except (OSError, ValueError, KeyError):
+                    # libpq has closed the descriptor: the task finds out why.
+                    broken.add(wait.descriptor)
+        selected = selector.select(0 if broken else timeout)
+    return broken.union(key.fd for key, _events in selected)
+
+
+def finish(task):
+    """Run ``task`` to its end, which may block; return its value."""
+    with contextlib.closing(task):
+        try:
+            wait = next(task)
+            while True:
+                seconds = min(wait.deadline - time.monotonic(), _TICK)
+                wait = task.send(bool(ready([wait], max(seconds, 0))))
+        except StopIteration as end:
+            return end.value
+
+
+def within(seconds, task):
+    """A task: run another one, and end it with ``psycopg2.OperationalError`` once it has taken too long."""
+    deadline = time.monotonic() + seconds
+    with contextlib.closing(task):
+        try:
+            wait = next(task)
+            while True:
+                is_ready = yield wait._replace(deadline=min(wait.deadline, deadline))
+                if not is_ready and time.monotonic() >= deadline:
+                    raise psycopg2.OperationalError("no answer in %g s" % seconds)
+                wait = task.send(is_ready)
+        except StopIteration as end:
+            return end.value
+
+
+def sleep(seconds):
+    """A task: wait for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield Wait(None, None, deadline)
+
+
+class Tasks(object):
+    """Tasks that run side by side. To be used by one thread only."""
+
+    def __init__(self):
+        self._waits = {}
+
+    def __len__(self):
+        return len(self._waits)
+
+    def start(self, task):
+        """Run ``task`` until it has to wait for the first time."""
+        self._resume(task, None)
+
+    def run(self, until):
+        """Run all tasks until one of them has ended, or until ``until`` (monotonic seconds).
+
+        Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
+        has run out of descriptors; then all tasks are closed, to give back theirs.
+        """
+        number = len(self._waits)
+        while self._waits and len(self._waits) == number:
+            now = time.monotonic()
+            first = min(wait.deadline for wait in self._waits.values())
+            try:
+                happened = ready(self._waits.values(), max(min(first, until) - now, 0))
+            except OSError:
+                self.close()
+                raise
+            now = time.monotonic()
+            for task, wait in list(self._waits.items()):
+                is_ready = wait.descriptor in happened
+                if is_ready or now >= wait.deadline:
+                    self._resume(task, is_ready)
+            if now >= until:
+                return
+
+    def close(self):
+        """End all tasks where they are; each closes its connection."""
+        tasks, self._waits = list(self._waits), {}
+        for task in tasks:
+            task.close()
+
+    def _resume(self, task, is_ready):
+        self._waits.pop(task, None)
+        # The first value that a generator receives must be None.
+        with contextlib.suppress(StopIteration):
+            self._waits[task] = task.send(is_ready)
