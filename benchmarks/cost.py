@@ -191,8 +191,8 @@ class _Everything:
 
 def _listen(count, direct_port, pooler_port, seconds):
     from bus_alt_connection import settings
-    from bus_alt_connection.catchup import Backlog
-    from bus_alt_connection.connection import connect
+    from bus_alt_connection.catchup import Backlog, Databases
+    from bus_alt_connection.connection import connect, opening
     from bus_alt_connection.listener import DirectSession, Listener
     from bus_alt_connection.payload import BUS_CHANNEL
     from bus_alt_connection.supervisor import LISTENING, Supervisor
@@ -208,8 +208,8 @@ def _listen(count, direct_port, pooler_port, seconds):
     def direct():
         return connect(parameters(direct_port, "postgres"), DirectSession)
 
-    def ordinary(database):
-        return connect(parameters(pooler_port, database))
+    def pooled(database):
+        return opening(parameters(pooler_port, database))
 
     supervisors, feeds = [], []
     for _ in range(count):
@@ -217,7 +217,7 @@ def _listen(count, direct_port, pooler_port, seconds):
         listener = Listener("postgres", direct, lambda: False, lambda event: None)
         feeds.append(_Everything(BUS_CHANNEL))
         listener.add(feeds[-1])
-        supervisors.append(Supervisor(listener, ordinary, set(), Backlog(ordinary), settings.read({}, {})))
+        supervisors.append(Supervisor(listener, pooled, Databases(), Backlog(pooled), settings.read({}, {})))
         for one in (listener, supervisors[-1]):
             threading.Thread(target=one.run, daemon=True).start()
     wait_until(lambda: all(one.mode == LISTENING for one in supervisors), 60, "all listeners")

@@ -1,164 +1,364 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What was sent while nobody listened: the rows of bus_bus tell.
+"""Which databases are to be looked up, when, and how many at a time; see `lookup` for how.
 
-Odoo's bus keeps what it sends as rows of ``bus_bus`` and NOTIFYs no more than the
-channels, so the channels of the rows that came since are what the NOTIFYs would
-have said. Rows are told by the transaction that wrote them: a long transaction
-commits late, so neither ids nor dates come in the order in which rows appear.
+Look-ups run side by side in one thread, as `tasks`, so that a database that does not
+answer delays no other. Databases that answered last time have most of the places, and
+little time. The others have fewer places and more time, and are asked ever more rarely.
+All together may fail some times in a row; once they have, as when the pooler itself is
+away, look-ups are few until one succeeds.
+
+Only conclusive evidence ends a pending look-up without an answer, see `Backlog.forget`.
 """
 
 import collections
 import contextlib
+import math
+import threading
 import time
 
 import psycopg2
 
+from . import connection, lookup, tasks
+from .lookup import Mark, Moment
+
 # Seconds. NOTIFY follows the commit of its rows in a transaction of its own: rows
 # this much older than a snapshot may still have their NOTIFY before them.
 MARGIN = 10.0
-# Seconds. How far back by date, besides, when the past is not known for sure: at
-# the start, and after a failover, where transaction ids may have been set back.
-OVERLAP = 60.0
-# Rows that are committed later than others with a higher id are no further behind them.
-LATE_IDS = 100000
-# Seconds for one look, in the server too. The first may have to read the whole table.
-LOOK_TIMEOUT = 30.0
-# Seconds until a database that could not be asked is asked again, doubling.
+# Seconds for one look-up, in the server too: of a database that answered in time last time, of any other.
+QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
+# How many look-ups of either kind run at a time.
+QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
+# Seconds until a database that did not answer is asked again, doubling.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
+# So many look-ups may get no answer at once, and so many each second. Some are reserved for
+# databases that answered last time.
+FAILURES, FAILURES_EACH_SECOND, RESERVED = 50, 0.5, 10
+# The pooler seems to be away if so many databases in a row fail that answered last time, and none
+# has answered for so many seconds.
+FAILURES_IN_A_ROW, SILENCE = 3, 10.0
+# Seconds after which a look-up that fails is worth a line of the log.
+STUCK = 10.0
+# Seconds. Odoo deletes the rows of bus_bus after a day: what is pending for longer finds nothing any more.
+PENDING_FOR = 86400.0
+# Look-ups take at most this part of the time while polling.
+SHARE_OF_TIME = 0.1
+# Seconds since its last use after which a database is rarely polled, and how rarely.
+UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
+# Channels given to Odoo's loop at a time, and seconds between: each may wake a client that
+# needs a cursor. If there are very many, there are at most so many portions.
+PORTION, PAUSE, MOST_PORTIONS = 100, 0.1, 20
 
-# Transaction ids of rows have 32 bits, those of today 64.
-_TXID = "next - (next - xmin::text::bigint) %% 4294967296"
-# A snapshot does not know the subtransactions (savepoints) under way, and takes their
-# rows for visible. So all that came after its oldest transaction is new, but for those
-# rows that are known by their id: the last column, when it was asked last. There is no
-# index on anything but the id. On one line, for who reads it in the server's log.
-_MISSED = """
-    WITH today AS (
-        SELECT snapshot, txid_snapshot_xmin(snapshot) AS oldest, txid_snapshot_xmax(snapshot) AS next,
-               txid_snapshot_xmin(%(since)s::txid_snapshot) AS since FROM txid_current_snapshot() AS snapshot
-    ), tail AS (
-        SELECT id, channel, TXID AS txid,
-               create_date > now() AT TIME ZONE 'UTC' - %(overlap)s * interval '1 second' AS young
-          FROM bus_bus, today WHERE id > %(floor)s
-    ), found AS (
-        SELECT tail.* FROM tail, today WHERE young OR txid >= LEAST(oldest, since)
-    )
-    SELECT snapshot::text, (SELECT coalesce(max(id), 0) FROM bus_bus),
-           array(SELECT DISTINCT channel FROM found
-                  WHERE young OR txid >= since AND id NOT IN (SELECT unnest(%(known)s::bigint[]))),
-           array(SELECT id FROM found WHERE txid >= oldest)
-      FROM today
-"""
-_MISSED = " ".join(_MISSED.split()).replace("TXID", _TXID)
+#: ``since``: `Mark` from which on rows may have been missed; ``overlap``: whether to go further back by date as well;
+#: ``added``, ``due``: monotonic seconds; ``delay``: seconds to wait if it fails; ``error``: why it failed last,
+#: or None; ``failing``: since when, monotonic seconds; ``too_slow``: how often the server did not read it all in time
+_Pending = collections.namedtuple("_Pending", "since overlap added due delay error failing too_slow")
 
-#: a moment: monotonic seconds, snapshot, ids of rows beyond it that are known, highest id
-_Mark = collections.namedtuple("_Mark", "at snapshot known highest")
-#: monotonic seconds of the next look; seconds to wait if it fails; see `Backlog.owe`
-_Owed = collections.namedtuple("_Owed", "due delay overlap")
+
+class Databases(set):
+    """The databases that Odoo works on, and when it last did.
+
+    ``add(name)`` is that of a set, since every cursor of Odoo calls it. Any thread may.
+    """
+
+    def __init__(self, names=()):
+        super().__init__(names)
+        self._used = {}
+
+    def last_used(self, now):
+        """Return ``{name: monotonic seconds}``; a database that was added since the last call was used now."""
+        # A copy, made in one step: other threads add to it.
+        added = list(self)
+        self.difference_update(added)
+        for name in added:
+            self._used[name] = now
+        return dict(self._used)
+
+    def forget(self, name):
+        """Forget a database that does not exist any more."""
+        self.discard(name)
+        self._used.pop(name, None)
 
 
 class Backlog(object):
-    """What each database's bus_bus got since it was last known; one for each process.
+    """The databases that are pending, and what is known of each; one for each process.
 
-    ``open_ordinary(database)`` returns a `connection.Connection` the ordinary way. What
-    can't be asked stays owed, and as long as anything is, no mark moves forward.
+    ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
+    Each database has marks of its own: one that stays pending does not affect the others.
     """
 
-    def __init__(self, open_ordinary):
-        self._open = open_ordinary
+    def __init__(self, opening):
+        self._opening = opening
         self._began = None
         #: marks of when all was heard, in all databases of the cluster
         self._heard = collections.deque(maxlen=20)
-        #: database -> mark of when it was last asked
+        #: database -> mark of its last look-up
+        self._marks = {}
+        #: database -> name and start of the server's database that its last look-up reached
+        self._reached = {}
+        #: database -> monotonic seconds of its last look-up that succeeded, and seconds that it took
         self._asked = {}
-        self._owed = {}
-        #: whether any of the databases could be asked when they last were
-        self.works = False
+        self._pending = {}
+        #: database -> whether its look-up under way is of the slow kind
+        self._in_flight = {}
+        # Of the databases that were asked: those that answered last time, and those that did not do so in time.
+        self._answered, self._slow = set(), set()
+        self._gone = set()
+        #: how many failed in a row though they had answered before, and monotonic seconds of the last answer
+        self._failures, self._answered_at = 0, 0.0
+        #: how many more may fail, as of so many monotonic seconds
+        self._may_fail, self._may_fail_at = FAILURES, 0.0
+        self._lock = threading.Lock()
 
     def begin(self, now):
-        """From now on somebody wants to know; what is older is nobody's."""
+        """Ignore all rows that are older than ``now``, unless this was called before."""
         if self._began is None:
             self._began = now
 
-    def heard_up_to(self, snapshot, now):
-        """Take note that whatever ``snapshot``, a text, shows has been notified or will be.
+    def heard_up_to(self, moment, now):
+        """Take note that all rows that ``moment``, a `Moment`, shows have been notified, or are about to be.
 
-        Snapshots hold for all databases of a cluster. Ignored while anything is owed.
+        Snapshots hold for all databases of a cluster. Databases that are pending stay so.
         """
-        if not self._owed:
-            self._heard.append(_Mark(now, snapshot, [], 0))
+        self._heard.append(Mark(now, moment, []))
 
-    def owe(self, databases, now, afresh=False):
-        """Have ``databases`` asked at ``now``, or when their back-off is over.
+    def add_pending(self, databases, now, afresh=False):
+        """Rows may have been missed up to now: look up ``databases`` at once, or when their delay is over.
 
-        ``afresh``: the server is just back: at once, and further back by date as well.
+        ``afresh``: the server is just back: look up at once, and further back by date as well.
         """
         self.begin(now)
         for database in databases:
-            owed = self._owed.setdefault(database, _Owed(now, FIRST_DELAY, False))
-            if afresh:
-                self._owed[database] = owed._replace(due=now, overlap=True)
+            pending = self._pending.get(database) or self._new(database, now, now)
+            if afresh or pending.error is None:
+                pending = pending._replace(due=min(pending.due, now))
+            # A new tuple, by which a look-up under way finds out that it may have begun too early.
+            self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
+
+    def poll(self, last_used, interval, now):
+        """See that each database is looked up again ``interval`` seconds after the last time.
+
+        ``last_used``: as of `Databases`. The interval is longer if look-ups would take more than
+        `SHARE_OF_TIME`, and for databases that were not used for long.
+        """
+        self.begin(now)
+        used = {database for database, at in last_used.items() if now - at < UNUSED}
+        quick = [self._asked[database][1] for database in used.intersection(self._asked).difference(self._slow)]
+        interval = max(interval, sum(quick) / min(max(len(quick), 1), QUICK_AT_ONCE) / SHARE_OF_TIME)
+        for database, used_at in last_used.items():
+            asked_at, seconds = self._asked.get(database, (now, 0.0))
+            shortest = interval if now - used_at < UNUSED else max(interval, UNUSED_INTERVAL)
+            due = asked_at + max(shortest, seconds / SHARE_OF_TIME)
+            pending = self._pending.get(database)
+            if pending is None:
+                self._pending[database] = self._new(database, now, due)
+            elif pending.error is None and due < pending.due:
+                # The database is used again.
+                self._pending[database] = pending._replace(due=due)
 
     def forget(self, database):
-        """The database is gone."""
-        self._owed.pop(database, None)
-        self._asked.pop(database, None)
+        """The database does not exist any more.
+
+        This needs conclusive evidence. PostgreSQL's own words "database does not exist" are, on the way
+        of that very look-up; PgBouncer's "no such database" is not, since its configuration may be
+        incomplete. Neither is a list of databases, unless that way is known to have led to a
+        database of this name on the very server that the list is of, see `forget_missing`. Without
+        such evidence a database is pending for `PENDING_FOR`, and is asked ever more rarely.
+
+        A database without a table bus_bus is evidence as well, given the search_path that Odoo uses: nothing
+        can have been sent from there. A module update replaces a table in one transaction, so that nobody sees
+        the database without it; and while a restore is under way, nothing is sent that would have to be looked up.
+        But the mark of the database does not move.
+        """
+        for known in (self._pending, self._marks, self._reached, self._asked):
+            known.pop(database, None)
+        self._answered.discard(database)
+        self._slow.discard(database)
+        self._gone.add(database)
+
+    def forget_missing(self, names, started):
+        """Forget databases that fail, and are not among ``names``, all those of the server of that start."""
+        failing = [database for database, pending in list(self._pending.items()) if pending.error is not None]
+        for database in failing:
+            if database not in names and self._reached.get(database) == (database, started):
+                self.forget(database)
+
+    def take_gone(self):
+        """Return the databases that were forgotten since the last call."""
+        gone, self._gone = self._gone, set()
+        return gone
+
+    def stuck(self, now):
+        """Return ``{database: error}`` of those that have been failing for `STUCK` seconds."""
+        pending = list(self._pending.items())
+        return {name: each.error for name, each in pending if each.error is not None and now - each.failing >= STUCK}
+
+    def too_large(self):
+        """Return the databases whose bus_bus could not be read in time, several times."""
+        return sorted(name for name, each in list(self._pending.items()) if each.too_slow > 1)
 
     @property
-    def due(self):
-        """Monotonic seconds of when something is to be asked; infinite: never."""
-        return min([owed.due for owed in self._owed.values()] or [float("inf")])
+    def works(self):
+        """Whether databases answer when they are asked."""
+        is_away = self._failures >= FAILURES_IN_A_ROW and time.monotonic() - self._answered_at > SILENCE
+        return bool(self._answered) and not is_away
 
-    def pay(self, give, now):
-        """Ask the databases that are due; return ``{database: (error, seconds)}`` of what failed.
+    def next_due(self, now):
+        """Return the monotonic seconds at which `start` has something to do; infinite: never.
 
-        It is asked again after so many seconds, at most `LONGEST_DELAY`.
-
-        ``give(channels)`` is called with the channels that got rows in one of them, as
-        JSON texts; it returns whether it took them, else they stay owed.
+        The end of a look-up under way may be a reason, too.
         """
-        failed, due = {}, [item for item in self._owed.items() if item[1].due <= now]
-        began = time.monotonic()
-        # First those that are most likely to answer.
-        for database, owed in sorted(due, key=lambda item: (item[1].delay, item[0])):
-            try:
-                channels, mark = self._look(database, owed.overlap, now)
-                if not channels or give(channels):
-                    self._asked[database] = mark
-                    self._owed.pop(database, None)
-                    continue
-            except (psycopg2.Error, OSError) as error:
-                failed[database] = error, owed.delay
-            later, delay = now + time.monotonic() - began + owed.delay, min(2 * owed.delay, LONGEST_DELAY)
-            self._owed[database] = owed._replace(due=later, delay=delay)
-        self.works = len(failed) < len(due) if due else self.works
-        return failed
+        due = float("inf")
+        free_at = {is_slow: self._free_at(is_slow, now) for is_slow in (False, True)}
+        for database, pending in list(self._pending.items()):
+            # What is under way ends before that, unless it is another supervisor's that ends itself.
+            at = now + LONGEST_DELAY if database in self._in_flight else free_at[database in self._slow]
+            due = min(due, max(at, pending.due))
+        return due
 
-    def _look(self, database, overlap, now):
-        """Return the channels that got rows, and the mark that this sets."""
-        asked = self._asked.get(database, _Mark(self._began, None, [], 0))
+    def start(self, running, deliver, now):
+        """Start the look-ups that are due, and that there is a place for, as tasks of ``running``, a `tasks.Tasks`.
+
+        ``deliver(channels)`` is called with channels that got rows, as JSON texts; it
+        returns whether it took them, else the database stays pending.
+        """
+        while True:
+            with self._lock:
+                database = self._next(now)
+                pending = self._pending.get(database)
+                if pending is None:
+                    return
+                self._in_flight[database] = database in self._slow
+            running.start(self._looking_up(database, pending, deliver, now))
+
+    # When -------------------------------------------------------------------------
+
+    def _new(self, database, now, due):
+        asked = self._marks.get(database, Mark(self._began, Moment(None, None), []))
         # A notification may have been on its way to a listener already lost: only
         # what was heard well before the last sign of life is sure.
-        sure = [one for one in self._heard if one.at <= self._heard[-1].at - MARGIN]
+        heard = list(self._heard)
+        sure = [mark for mark in heard if mark.at <= heard[-1].at - MARGIN]
         since = max(sure + [asked], key=lambda mark: mark.at)
-        overlap = now - since.at + OVERLAP if overlap or since.snapshot is None else 0
-        values = {"since": since.snapshot, "known": since.known, "overlap": overlap}
-        with contextlib.closing(self._open(database)) as ordinary:
-            if not ordinary.row("SELECT to_regclass('bus_bus') IS NOT NULL")[0]:
-                return [], asked
-            # There as well: who hangs up does not stop what the server is at.
-            ordinary.execute("BEGIN; SET LOCAL statement_timeout = %d" % (LOOK_TIMEOUT * 1000))
-            # Another table of that name, or a server that is behind, has other ids: dates tell.
-            for values["floor"] in (asked.highest - LATE_IDS, 0):
-                snapshot, highest, channels, known = ordinary.row(_MISSED, values, 4, LOOK_TIMEOUT + 1)
-                if highest >= asked.highest and _next(snapshot) >= _next(since.snapshot or "0:0:"):
-                    break
-                values["overlap"] = now - since.at + OVERLAP
-            ordinary.execute("COMMIT")
-        return channels, _Mark(now, snapshot, known, highest)
+        return _Pending(since, False, now, due, FIRST_DELAY, None, None, 0)
+
+    def _free_at(self, is_slow, now):
+        """Return when a look-up of that kind may start, as far as is known now."""
+        under_way = list(self._in_flight.values())
+        if under_way.count(is_slow) >= (SLOW_AT_ONCE if is_slow else QUICK_AT_ONCE):
+            return now + LONGEST_DELAY
+        # All that is under way may fail as well.
+        needed = 1 + len(under_way) + (RESERVED if is_slow else 0)
+        return now + max(needed - self._allowance(now), 0) / FAILURES_EACH_SECOND
+
+    def _allowance(self, now):
+        """Return how many look-ups may fail now."""
+        return min(self._may_fail + (now - self._may_fail_at) * FAILURES_EACH_SECOND, FAILURES)
+
+    def _next(self, now):
+        """Return the database whose look-up is to be started now, or None."""
+        due = [item for item in list(self._pending.items()) if item[1].due <= now and item[0] not in self._in_flight]
+        for is_slow in (False, True):
+            waiting = [(pending.due, database) for database, pending in due if (database in self._slow) is is_slow]
+            if waiting and self._free_at(is_slow, now) <= now:
+                return min(waiting)[1]
+        return None
+
+    # Look up ----------------------------------------------------------------------
+
+    def _looking_up(self, database, pending, deliver, now):
+        """A task: look up ``database``, deliver what is found, and take note of the result."""
+        began = time.monotonic()
+        timeout, longest = QUICK_TIMEOUT, QUICK_TIMEOUT
+        if database in self._slow:
+            timeout, longest = LOOK_UP_TIMEOUT, LOOK_UP_TIMEOUT + 2 * connection.QUERY_TIMEOUT
+        try:
+            channels, mark = yield from tasks.within(longest, self._asking(database, pending, timeout, now))
+            self._note_answer(database, time.monotonic() - began, now)
+            is_delivered = yield from _delivering(channels, deliver)
+            if is_delivered and mark is not None:
+                self._marks[database] = mark
+            if not is_delivered:
+                self._retry(database, pending, now + time.monotonic() - began)
+            elif self._pending.get(database) is pending:
+                del self._pending[database]
+        except (psycopg2.Error, OSError) as error:
+            self._note_failure(database, pending, error, now, time.monotonic() - began)
+        finally:
+            self._in_flight.pop(database, None)
+
+    def _asking(self, database, pending, timeout, now):
+        """A task: return the channels that got rows, and the `Mark` that this sets, or None."""
+        opened = yield from self._opening(database)
+        with contextlib.closing(opened):
+            found = yield from lookup.looking_up(opened, pending.since, pending.overlap, timeout, now)
+        if found.mark is not None:
+            self._reached[database] = found.database, found.mark.moment.started
+        return found.channels, found.mark
+
+    # Its result -------------------------------------------------------------------
+
+    def _note_answer(self, database, seconds, now):
+        if self._failures >= FAILURES_IN_A_ROW:
+            # The pooler is back: those that could not be asked need not wait any longer.
+            for name, pending in list(self._pending.items()):
+                if pending.error is not None:
+                    self._pending[name] = pending._replace(due=min(pending.due, now))
+        self._failures, self._answered_at = 0, now + seconds
+        self._answered.add(database)
+        self._asked[database] = now, seconds
+        if seconds <= QUICK_TIMEOUT:
+            self._slow.discard(database)
+        else:
+            self._slow.add(database)
+
+    def _note_failure(self, database, pending, error, began, seconds):
+        if _is_gone(error, database):
+            self.forget(database)
+            return
+        now = began + seconds
+        was_quick = database not in self._slow
+        self._answered.discard(database)
+        self._slow.add(database)
+        if lookup.has_answered(error):
+            self._failures, self._answered_at = 0, now
+        else:
+            self._may_fail, self._may_fail_at = self._allowance(now) - 1, now
+            self._failures += was_quick
+        self._retry(database, pending, now, error, was_quick and seconds >= QUICK_TIMEOUT)
+
+    def _retry(self, database, tried, now, error=None, at_once=False):
+        """Look ``database`` up again later, or with more time ``at_once``: ``tried``, a `_Pending`, was in vain."""
+        pending = self._pending.get(database)
+        if pending is None:
+            return
+        if now - pending.added > PENDING_FOR:
+            del self._pending[database]
+            return
+        if at_once:
+            pending = pending._replace(due=now)
+        elif pending is tried:
+            pending = pending._replace(due=now + pending.delay, delay=min(2 * pending.delay, LONGEST_DELAY))
+        if error is not None:
+            failing = now if pending.error is None else pending.failing
+            is_too_slow = getattr(error, "sqlstate", None) == "57014" and not at_once
+            pending = pending._replace(error=error, failing=failing, too_slow=pending.too_slow + is_too_slow)
+        self._pending[database] = pending
 
 
-def _next(snapshot):
-    """Return the transaction id that comes next after a snapshot."""
-    return int(snapshot.split(":")[1])
+def _delivering(channels, deliver):
+    """A task: deliver ``channels`` in portions; return whether all were taken."""
+    size = max(PORTION, math.ceil(len(channels) / MOST_PORTIONS))
+    for first in range(0, len(channels), size):
+        if first:
+            yield from tasks.sleep(PAUSE)
+        if not deliver(channels[first : first + size]):
+            return False
+    return True
+
+
+def _is_gone(error, database):
+    """Return whether PostgreSQL says that there is no such ``database``, at all addresses of the pooler."""
+    # psycopg2 has no SQLSTATE of errors at login. A server that speaks another language leaves it open.
+    words = 'database "%s" does not exist' % database
+    return all(words in str(reason) for reason in getattr(error, "reasons", [error]))

@@ -38,7 +38,7 @@ import odoo
 import psycopg2
 from odoo import release, sql_db, tools
 
-from . import catchup, connection, log, settings, sharing, threads
+from . import catchup, connection, log, settings, sharing, tasks, threads
 from .cursor import NO_POOL, ListeningConnection, beginning, turn
 from .listener import DirectSession, Listener
 from .supervisor import Supervisor
@@ -60,8 +60,8 @@ class _Process(object):
         self.lock = threading.Lock()
         self.supervisors = {}
         #: the databases that Odoo has worked on, where bus_bus may be
-        self.databases = set()
-        self.backlog = catchup.Backlog(_open_ordinary)
+        self.databases = catchup.Databases()
+        self.backlog = catchup.Backlog(_opening)
 
 
 #: by pid: a fork has the listeners of its parent only by name
@@ -207,7 +207,9 @@ def _start_listening(database, feed):
         outages = log.OutageLog(database)
         listener = shared.listener = Listener(database, shared.connect, _stopping, outages, _series())
         listener.add(feed)
-        supervisor = Supervisor(listener, _open_ordinary, here.databases, here.backlog, _options, shared.better)
+        supervisor = Supervisor(
+            listener, _opening, here.databases, here.backlog, _options, shared.better, _configured_databases()
+        )
         if _is_prefork():
             threads.limit_arenas()
         try:
@@ -228,8 +230,15 @@ def _ordinary(database):
     return parameters
 
 
-def _open_ordinary(database):
-    return connection.connect(_ordinary(database))
+def _opening(database):
+    """A task, see `tasks`: return a pooled connection to ``database``."""
+    return (yield from connection.opening(_ordinary(database)))
+
+
+def _configured_databases():
+    """Return the databases that ``db_name`` limits Odoo to; it is a text, from 19.0 on a list."""
+    names = tools.config.get("db_name") or ()
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 
 
 def _direct(database):
@@ -292,7 +301,7 @@ def _report():
             _logger.log(level, "%s", problem)
     if _options.system_database:
         try:
-            _open_ordinary(_options.system_database).close()
+            tasks.finish(_opening(_options.system_database)).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
     if _options.share and not sharing.POSSIBLE:

@@ -2,12 +2,14 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Does the listener hear what is sent? If not: why, and what was missed?
 
-`Supervisor.round` is what it does, again and again: check, give what is owed, and while
+`Supervisor.round` is what it does, again and again: check, look up what is pending, and while
 it is deaf, poll. So a notification is late by no more than ``check_interval`` when a path
 dies without a word, and by ``poll_interval`` while there is none; it is never lost.
 
 All of it goes the ordinary way, through the pooler, in a thread of its own (a greenlet
-under gevent): a pooler that hangs must not keep the listener from listening.
+under gevent): a pooler that hangs must not keep the listener from listening. Look-ups run
+side by side in that thread, as `tasks`, so that a database that hangs delays neither checks
+nor other databases.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import uuid
 import psycopg2
 from psycopg2.extensions import Notify
 
-from . import catchup, connection, log
+from . import catchup, connection, log, lookup, tasks
 from .payload import BUS_CHANNEL, CRON_CHANNEL, HEARTBEAT_CHANNEL, quote, readable
 
 _logger = logging.getLogger(__name__)
@@ -42,34 +44,41 @@ CHECK_TIMEOUT = 5.0
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
 # Seconds without a confirmed LISTEN before bus_bus is looked at instead.
 GRACE = 2.0
-# Seconds until what could not be done through the pooler is tried again.
-RETRY = 2.0
+# Seconds until what could not be done through the pooler is tried again; where it doubles, at most.
+RETRY, LONGEST_RETRY = 2.0, 60.0
+# Seconds. While look-ups are under way, a change of the listener is noticed so much later at most.
+SLICE = 0.5
+# Seconds between two lines of the log on databases that stay pending: the first doubles up to the second.
+FIRST_REMINDER, LONGEST_REMINDER = 60.0, 3600.0
 NEVER = float("inf")
+# PostgreSQL's code of an error.
+INSUFFICIENT_PRIVILEGE = "42501"
 
 # Since 14.0 Odoo sends with this function. PostgreSQL has to find an operator's own function as it does for Odoo.
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
 _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text"
-_DATABASES = (
-    "SELECT pg_catalog.array_agg(datname::pg_catalog.text) FROM pg_catalog.pg_database"
-    " WHERE datallowconn AND NOT datistemplate"
-)
 
 
 class Supervisor(object):
     """Watch over ``listener`` until it is closed.
 
-    ``open_ordinary(database)`` returns a `connection.Connection` the ordinary way;
-    ``databases``: a set, filled by others, of those that may hold a bus_bus; ``backlog``:
+    ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`;
+    ``databases``: the `catchup.Databases` that may hold a bus_bus; ``backlog``:
     the `catchup.Backlog` of the process; ``options``: the `settings.Settings`;
-    ``better(session)``: whether to give it up for another that is to be had.
+    ``better(session)``: whether to give it up for another that is to be had; ``configured``: names
+    of databases that Odoo is limited to, if any.
     """
 
-    def __init__(self, listener, open_ordinary, databases, backlog, options, better=lambda session: False):
+    def __init__(
+        self, listener, opening, databases, backlog, options, better=lambda session: False, configured=()
+    ):
         self.listener = listener
-        self._open = open_ordinary
+        self._opening = opening
+        self._open = lambda database: tasks.finish(opening(database))
         self._databases = databases
+        self._configured = frozenset(configured)
         self._backlog = backlog
         self._options = options
         self._better = better
@@ -77,7 +86,14 @@ class Supervisor(object):
         self._in_force = None, frozenset()
         self._dropped = 0
         self._cron_due = self._check_due = NEVER
+        #: seconds to wait if the databases can't be listed; None: the role may not list them
+        self._list_delay = RETRY
         self._polling = False
+        self._poll_due = 0.0
+        #: what runs side by side in this thread
+        self._tasks = tasks.Tasks()
+        #: monotonic seconds of the next line on databases that stay pending, and seconds up to the one after it
+        self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
         #: seconds between two looks at the way, or since something was heard; what the last look saw, and when
@@ -89,14 +105,22 @@ class Supervisor(object):
             seen = self._state()
             seconds = self.round(time.monotonic()) - time.monotonic()
             self.listener.wait(lambda seen=seen: self._state() != seen, min(max(seconds, 0), 3600))
+        # Databases whose look-up is under way stay pending, for the next listener.
+        self._tasks.close()
         # Its last feed may have been forgotten without a word.
         self.listener.close()
 
     def round(self, now):
-        """Do what is due at ``now``, monotonic seconds; return when to come again."""
-        # What may take long, the looks into databases, comes last.
-        steps = (self._note_changes, self._check, self._wake_cron, self._pay_owed, self._poll)
-        return min([self._guarded(step, now) for step in steps])
+        """Do what is due at ``now``, monotonic seconds; return when to come again.
+
+        While look-ups are under way it waits for them, until one ends, another step is due or a
+        `SLICE` is over.
+        """
+        steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up)
+        due = min([self._guarded(step, now) for step in steps])
+        if self._tasks:
+            due = self._guarded(self._run_tasks, min(due, now + SLICE))
+        return due
 
     @property
     def mode(self):
@@ -130,31 +154,38 @@ class Supervisor(object):
             self._backlog.begin(now)
         gained = self.listener.take_gained()
         if BUS_CHANNEL in gained:
-            self._backlog.owe(self._with_bus(), now, afresh=True)
+            self._backlog.add_pending(self._with_bus(), now, afresh=True)
         # Not at the first start: cron would begin at once instead of after a minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
         if self._dropped != self.listener.dropped:
             self._dropped = self.listener.dropped
-            self._backlog.owe(self._with_bus(), now)
+            self._backlog.add_pending(self._with_bus(), now)
         return NEVER
 
-    def _pay_owed(self, now):
-        """Give the feeds what the bus has sent while they did not hear."""
+    def _look_up(self, now):
+        """Start the look-ups that are due."""
         channels = self.listener.wanted if self._polling else self._in_force[1]
         if BUS_CHANNEL not in channels:
             return NEVER
-        self._give_missed(now)
-        return self._backlog.due
+        self._backlog.start(self._tasks, self._deliver, now)
+        for database in self._backlog.take_gone():
+            self._databases.forget(database)
+        if not self._backlog.stuck(now):
+            self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
+        elif now >= self._reminder_due:
+            self._reminder_due = now + self._reminder
+            self._reminder = min(2 * self._reminder, LONGEST_REMINDER)
+            self._tasks.start(self._reminding())
+        return self._backlog.next_due(now)
 
     def _wake_cron(self, now):
         """Have cron look for jobs that it was told of while it did not hear."""
         if CRON_CHANNEL not in self._in_force[1]:
             return NEVER
         if self._cron_due <= now:
-            self._cron_due = now + RETRY
-            self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in self._all_databases()])
             self._cron_due = NEVER
+            self._tasks.start(self._waking_cron())
         return self._cron_due
 
     def _check(self, now):
@@ -205,7 +236,7 @@ class Supervisor(object):
         self._last_check = time.monotonic()
         if sends:
             self.listener.confirm(session, channels, self._last_check - began)
-        seen, self._seen = self._seen, (snapshot, now)
+        seen, self._seen = self._seen, (lookup.Moment(snapshot, facts.started), now)
         if BUS_CHANNEL in channels and self._dropped == self.listener.dropped:
             # What was there at the last look has been notified before what has been heard since.
             self._backlog.heard_up_to(*(self._seen if sends else seen))
@@ -231,14 +262,17 @@ class Supervisor(object):
         elif interval and BUS_CHANNEL in self.listener.wanted:
             if now < since + GRACE:
                 return since + GRACE
-            due = now + interval * self._polling
-            self._backlog.owe(self._with_bus(), due, afresh=not self._polling)
             if not self._polling:
                 text = "nothing listens on database %s: looking into bus_bus every %g s instead"
                 text += ", so that notifications arrive late but arrive"
                 _logger.warning(text, self.listener.database, interval)
+                self._backlog.add_pending(self._with_bus(), now, afresh=True)
             self._polling = True
-            return due
+            if now >= self._poll_due:
+                self._poll_due = now + SHORTEST_POLL_INTERVAL
+                self._backlog.poll(self._last_used(now), interval, now)
+            # Odoo may work on another database by then.
+            return now + interval
         return NEVER
 
     # What they are made of ------------------------------------------------------
@@ -257,26 +291,82 @@ class Supervisor(object):
             log.log_bug(_logger, error)
         return now + RETRY
 
-    def _give_missed(self, now):
-        failed = self._backlog.pay(self._give, now)
-        for database, (error, delay) in failed.items():
-            if delay == catchup.LONGEST_DELAY and log.rarely(("owed", database)):
-                text = "can't look into bus_bus of database %s for what was missed: %s; trying again until it works"
-                _logger.warning(text, database, error)
-        if failed:
-            for database in set(failed).difference(self._all_databases()):
-                self._databases.discard(database)
-                self._backlog.forget(database)
+    def _run_tasks(self, until):
+        self._tasks.run(until)
+        # One has ended, or something else is due.
+        return 0.0
 
-    def _give(self, channels):
+    def _deliver(self, channels):
         fit = [one for one in channels if readable("[%s]" % one, self.listener.series)]
         return not fit or self.listener.deliver([Notify(0, BUS_CHANNEL, "[%s]" % ",".join(fit))])
 
+    def _last_used(self, now):
+        """Return when the databases that may hold a bus_bus were last used."""
+        # Odoo keeps nothing in postgres.
+        return {name: at for name, at in self._databases.last_used(now).items() if name != "postgres"}
+
     def _with_bus(self):
         """Return the databases that may hold a bus_bus."""
-        # A copy, made in one go: other threads add to it. Odoo keeps nothing in postgres.
-        return frozenset(list(self._databases)) - {"postgres"}
+        return frozenset(self._last_used(time.monotonic()))
 
-    def _all_databases(self):
-        with contextlib.closing(self._open(self.listener.database)) as ordinary:
-            return ordinary.row(_DATABASES)[0]
+    def _waking_cron(self):
+        """A task: wake cron for all databases, or for those that are known if they can't be listed."""
+        names = self._configured.union(self._with_bus())
+        try:
+            _all_names, connectable, _started = yield from self._listing_databases()
+            names = names.union(connectable)
+        except (psycopg2.Error, OSError) as error:
+            _logger.debug("can't list databases: %s", error)
+            if self._list_delay is not None:
+                self._cron_due = min(self._cron_due, time.monotonic() + self._list_delay)
+                self._list_delay = min(2 * self._list_delay, LONGEST_RETRY)
+        self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in sorted(names)])
+
+    def _reminding(self):
+        """A task: log which databases can't be looked up, unless they do not exist any more."""
+        try:
+            names, _connectable, started = yield from self._listing_databases()
+            self._backlog.forget_missing(names, started)
+        except (psycopg2.Error, OSError) as error:
+            _logger.debug("can't list databases: %s", error)
+        failing = self._backlog.stuck(time.monotonic())
+        if failing:
+            first = min(failing)
+            text = "can't look into bus_bus of %d database(s) for what was missed, %s among them: %s"
+            text += "; trying again until it works"
+            _logger.warning(text, len(failing), first, failing[first])
+        for database in self._backlog.too_large():
+            text = "bus_bus of database %s has too many rows to be looked up in %g s; delete old ones"
+            _logger.warning(text, database, catchup.LOOK_UP_TIMEOUT)
+
+    def _listing_databases(self):
+        """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.
+
+        Raises ``psycopg2.Error`` or ``OSError``. Once the role turns out not to have the right, nothing is asked.
+        """
+        if self._list_delay is None:
+            raise psycopg2.ProgrammingError("the role may not list databases")
+        opened = yield from self._opening(self.listener.database)
+        with contextlib.closing(opened):
+            try:
+                found = yield from lookup.listing(opened)
+            except psycopg2.Error as error:
+                if getattr(error, "sqlstate", None) == INSUFFICIENT_PRIVILEGE:
+                    self._list_delay = None
+                raise
+        self._list_delay = RETRY
+        return found
+
+    def _state(self):
+        one = self.listener
+        return one.in_force, one.gained, one.wanted, one.dropped, one.deaf_since
+
+    def _guarded(self, step, now):
+        try:
+            return step(now)
+        except (psycopg2.Error, OSError) as error:
+            _logger.debug("%s: %s", step.__name__, error)
+        except Exception as error:
+            # Better a supervisor with a bug than none.
+            log.log_bug(_logger, error)
+        return now + RETRY

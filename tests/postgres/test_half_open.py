@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 
 from bus_alt_connection import connection
-from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import DirectSession, Listener
 from bus_alt_connection.log import OutageLog
 from bus_alt_connection.settings import Settings
@@ -33,8 +33,8 @@ class Feed:
 def listening(server, through, settings):
     """A listener with its supervisor in this very process; yields the former, and its feed, once it is confirmed."""
 
-    def ordinary(dbname):
-        return connection.connect(libpq_parameters(server, dbname))
+    def pooled(dbname):
+        return connection.opening(libpq_parameters(server, dbname))
 
     def direct():
         return connection.connect(libpq_parameters(through), DirectSession)
@@ -42,7 +42,7 @@ def listening(server, through, settings):
     listener = Listener("postgres", direct, lambda: False, OutageLog("postgres"))
     feed = Feed()
     listener.add(feed)
-    supervisor = Supervisor(listener, ordinary, set(), Backlog(ordinary), settings)
+    supervisor = Supervisor(listener, pooled, Databases(), Backlog(pooled), settings)
     for one in (listener, supervisor):
         threading.Thread(target=one.run, daemon=True).start()
     try:

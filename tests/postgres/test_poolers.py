@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from bus_alt_connection import connection, settings, supervisor
-from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import DirectSession, Listener
 from bus_alt_connection.log import CONFIRMED, DEAF
 from stack.poolers import Odyssey, Pgpool, PinningOdyssey
@@ -31,12 +31,13 @@ def listen(monkeypatch):
     def listen(to, through):
         feed, events = FakeFeed("imbus"), Events()
 
-        def open_ordinary(database):
-            return connection.connect(libpq_parameters(through, database))
+        def pooled(database):
+            return connection.opening(libpq_parameters(through, database))
 
         listener = Listener("postgres", lambda: DirectSession(libpq_parameters(to)), lambda: False, events, 19)
         listener.add(feed)
-        watcher = supervisor.Supervisor(listener, open_ordinary, set(), Backlog(open_ordinary), settings.read({}, {}))
+        options = settings.read({}, {})
+        watcher = supervisor.Supervisor(listener, pooled, Databases(), Backlog(pooled), options)
         listeners.append(listener)
         feeds.append(feed)  # weakly held by the listener
         for one in (watcher, listener):

@@ -1,7 +1,11 @@
 """What was missed, asked for in one step."""
 
+import psycopg2
+
 from bus_alt_connection import connection
 from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.lookup import Moment
+from bus_alt_connection.tasks import Tasks
 from stack.postgres import libpq_parameters
 
 
@@ -9,17 +13,29 @@ class AskedBacklog(Backlog):
     """A backlog that is asked at a time of the test's own, ``now``, and for one database."""
 
     def __init__(self, server):
-        super().__init__(lambda database: connection.connect(libpq_parameters(server, database)))
+        super().__init__(lambda database: connection.opening(libpq_parameters(server, database)))
         self.now = 1000.0
 
     def missed(self, database, overlap=True):
         """Return the channels that it would give, once it is asked; raise what keeps it from asking."""
         found = []
-        self.owe([database], self.now, afresh=overlap)
-        failed = self.pay(lambda channels: found.extend(channels) or True, self.now)
-        if failed:
-            raise failed[database][0]
+        self.add_pending([database], self.now, afresh=overlap)
+        self._ask(database, found)
+        if database in self._pending and str(self._pending[database].error).startswith("no answer"):
+            # It gets more time.
+            self._ask(database, found)
+        if database in self.take_gone():
+            raise psycopg2.OperationalError("%s is gone" % database)
+        if database in self._pending:
+            raise self._pending[database].error
         return found
 
-    def all_heard(self, snapshot):
-        self.heard_up_to(snapshot, self.now)
+    def _ask(self, database, found):
+        tasks = Tasks()
+        self._pending[database] = self._pending[database]._replace(due=self.now)
+        self.start(tasks, lambda channels: found.extend(channels) or True, self.now)
+        while tasks:
+            tasks.run(float("inf"))
+
+    def all_heard(self, snapshot, started):
+        self.heard_up_to(Moment(snapshot, started), self.now)

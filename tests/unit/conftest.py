@@ -8,8 +8,10 @@ import uuid
 
 import pytest
 
-from bus_alt_connection import log, settings
-from bus_alt_connection.catchup import Backlog
+from bus_alt_connection import catchup, log, settings, tasks
+from bus_alt_connection import listener as listener_module
+from bus_alt_connection import supervisor as supervisor_module
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.supervisor import Supervisor
 from tests.unit.fakes import Cursor as FakeCursor
@@ -66,10 +68,11 @@ def options():
 def supervise(fake, options):
     """Return a function that makes a supervisor, which is not started: tests call its ``round``."""
 
-    def supervise(listener, databases=("x",), backlog=None):
+    def supervise(listener, databases=("x",), backlog=None, **more):
         for database in databases:
             fake.rows.setdefault(database, [])
-        return Supervisor(listener, fake.open, set(databases), backlog or Backlog(fake.open), options)
+        backlog = backlog or Backlog(fake.opening)
+        return Supervisor(listener, fake.opening, Databases(databases), backlog, options, **more)
 
     return supervise
 
@@ -86,6 +89,19 @@ def run(fake):
             noted(supervisor.listener)
 
     return run
+
+
+@pytest.fixture
+def clock(fake, monkeypatch):
+    """Time is ``fake.now`` for all that the supervisor does. Waiting for answers takes no time of ours."""
+    for module in (listener_module, supervisor_module, catchup, tasks):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: fake.now))
+
+    def ready(_waits, timeout):
+        fake.now += timeout
+        return set()
+
+    monkeypatch.setattr(tasks, "ready", ready)
 
 
 @pytest.fixture

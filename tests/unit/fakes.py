@@ -11,7 +11,7 @@ import time
 import psycopg2
 from psycopg2.extensions import Notify
 
-from bus_alt_connection import catchup, connection
+from bus_alt_connection import connection, lookup, tasks
 from bus_alt_connection.listener import Session
 
 _PAST = 1000000  # microseconds, of the server's start
@@ -24,6 +24,11 @@ class FakeServer:
     :meth:`swallow`, :meth:`forward`. For the ordinary way see ``away``.
 
     :ivar away: names of databases that can't be had the ordinary way, or ``"pooler"``: none of them
+    :ivar silent: names of databases that don't answer the ordinary way, or ``"pooler"``; needs the fixture ``clock``
+    :ivar refusal: what is said of those that are away
+    :ivar takes: seconds that a login takes
+    :ivar may_list: whether Odoo's role may read pg_database
+    :ivar locked: names of databases whose bus_bus is locked
     :ivar pooled: whether a session says that there is a pooler in between
     :ivar deaf_pooler: what LISTEN says is heard by who sends, as behind a pooler in transaction mode
     :ivar seen_pooled: what a closer look tells of a session
@@ -36,7 +41,10 @@ class FakeServer:
         self.sessions = []
         self.connects = 0
         self.sent = []
-        self.away = set()
+        self.away, self.silent, self.locked = set(), set(), set()
+        self.refusal = "pooler:6432: no more connections allowed"
+        self.takes = 0.0
+        self.may_list, self.unlisted = True, set()
         self.pooled = self.seen_pooled = self.deaf_pooler = False
         self.started = self.sees_started = _PAST
         self.database = self.sees_database = "postgres"
@@ -86,12 +94,20 @@ class FakeServer:
 
     # The ordinary way
 
+    def opening(self, database):
+        """A task: return a connection to ``database``."""
+        self.logins.append(database)
+        yield from tasks.sleep(self.takes)
+        if self.silent & {database, "pooler"}:
+            yield from tasks.sleep(5.0)
+            raise psycopg2.OperationalError("no answer in 5 s")
+        if self.away & {database, "pooler"}:
+            raise psycopg2.OperationalError(self.refusal)
+        return FakeOrdinary(self, database)
+
     def open(self, database):
         """Return a connection to ``database``."""
-        self.logins.append(database)
-        if self.away & {database, "pooler"}:
-            raise psycopg2.OperationalError("pooler:6432: no more connections allowed")
-        return FakeOrdinary(self, database)
+        return tasks.finish(self.opening(database))
 
     def write(self, database, channel, notify=True):
         """Send on Odoo's bus; ``channel``: JSON text."""
@@ -184,31 +200,44 @@ class FakeOrdinary:
         self._server, self._database = server, database
         self._leaked = []
 
-    def row(self, query, values=None, columns=1, timeout=None):
+    def asking(self, query, values=None, timeout=None):
+        """A task: answer what a look-up asks, as a list of rows."""
+        yield from ()
         server = self._server
-        if "snapshot()" in query and values is None:
-            row = (server._snapshot(),)
-        elif "pg_database" in query:
-            row = (sorted({"postgres", *server.rows}),)
-        elif "to_regclass" in query:
-            row = (self._database in server.rows,)
-        elif query == catchup._MISSED:
-            row = self._missed(**values)
-        else:
-            raise AssertionError("asked for %s" % query)
-        assert len(row) == columns
-        return row
+        if query in ("COMMIT", "ROLLBACK"):
+            return None
+        if query == lookup._DATABASES:
+            if not self._server.may_list:
+                raise answered("permission denied for table pg_database", "42501")
+            names = sorted({"postgres", *server.rows} - server.unlisted)
+            return [(names, names, server.started)]
+        if "to_regclass" in query:
+            return [("public" if self._database in server.rows else None,)]
+        if "LOCK TABLE" in query:
+            if self._database in server.locked:
+                raise answered("canceling statement due to lock timeout", "55P03")
+            return [(True, True, False, self._database)]
+        assert query == lookup._MISSED.replace("TABLE_NAME", '"public".bus_bus')
+        return [self._missed(**values)]
 
-    def _missed(self, since, known, overlap, floor):
-        server, rows = self._server, self._server.rows[self._database]
+    def asking_row(self, query, values=None, columns=1, timeout=None):
+        """A task: `asking`, for one row."""
+        rows = yield from self.asking(query, values, timeout)
+        assert len(rows[0]) == columns
+        return rows[0]
+
+    def row(self, query, values=None, columns=1, timeout=None):
+        assert "snapshot()" in query and columns == 1
+        return (self._server._snapshot(),)
+
+    def _missed(self, since, known, overlap, rows, late):
+        server, table = self._server, self._server.rows[self._database]
         server.asked.append(self._database)
-        oldest = int(since.split(":")[0]) if since else server._xid + 1
+        oldest = int(since.split(":")[0]) if since else None
         found = {
-            channel
-            for number, (xid, at, channel) in enumerate(rows, 1)
-            if number > floor and (xid >= oldest or at > server.now - overlap)
+            channel for xid, at, channel in table if oldest is not None and xid >= oldest or at > server.now - overlap
         }
-        return server._snapshot(), len(rows), sorted(found), []
+        return server._snapshot(), server.started, True, sorted(found), []
 
     def execute(self, query, values=None, timeout=None):
         server = self._server
@@ -238,6 +267,13 @@ class FakeOrdinary:
 
     def close(self):
         pass
+
+
+def answered(text, sqlstate):
+    """Return an error with which the server answers."""
+    error = psycopg2.OperationalError(text)
+    error.sqlstate = sqlstate
+    return error
 
 
 def connected(listener, after=None):

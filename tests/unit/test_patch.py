@@ -24,7 +24,7 @@ def installed(odoo, fake, monkeypatch):
     """The stub of Odoo with the patch, whose both ways lead to the fake server."""
     monkeypatch.setattr(odoo.patch, "DirectSession", lambda *_arguments: fake.connect(), raising=False)
     monkeypatch.setattr(odoo.patch, "_direct_session", lambda *_arguments: fake.connect(), raising=False)
-    monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+    monkeypatch.setattr(odoo.patch, "_opening", fake.opening)
     odoo.patch.install()
     return odoo
 
@@ -381,7 +381,7 @@ def installed_with(odoo, fake, monkeypatch):
         monkeypatch.setenv("IMDISPATCHER_DB_DBNAME", database)
         odoo.tools.config.update(options)
         monkeypatch.setattr(odoo.patch, "_direct_session", lambda *_arguments: fake.connect())
-        monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+        monkeypatch.setattr(odoo.patch, "_opening", fake.opening)
         odoo.pool.connect = FakePsycopg
         odoo.patch.install()
         return odoo
@@ -467,7 +467,7 @@ def test_with_a_wrong_setting_odoo_starts_and_polls(odoo, fake, monkeypatch, log
     monkeypatch.setenv("IMDISPATCHER_DB_SSLMODE", "verify_full")
     asked = []
     monkeypatch.setattr(connection, "connect", lambda parameters, *_more: asked.append(parameters))
-    monkeypatch.setattr(odoo.patch, "_open_ordinary", fake.open)
+    monkeypatch.setattr(odoo.patch, "_opening", fake.opening)
     monkeypatch.setattr(supervisor, "GRACE", 0.05)
     odoo.patch.install()
     (line,) = logged("No listener connects until that is mended")

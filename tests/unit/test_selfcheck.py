@@ -10,7 +10,7 @@ import pytest
 from bus_alt_connection import connection
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import supervisor as supervisor_module
-from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.log import DEAF
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
@@ -64,8 +64,8 @@ class Cluster:
         """Add a listener that starts so many seconds from now; return its supervisor."""
         feed = FakeFeed("imbus")
         listener = Inline(self.fake, feed)
-        backlog = Backlog(self.fake.open)
-        supervisor = Supervisor(listener, self.fake.open, {"x"}, backlog, self.options)
+        backlog = Backlog(self.fake.opening)
+        supervisor = Supervisor(listener, self.fake.opening, Databases(["x"]), backlog, self.options)
         self._by_session[listener.session] = listener
         self.heard[listener.session] = []
         # Weakly held there.
@@ -263,15 +263,15 @@ def marks(fake, cluster, monkeypatch):
     """The marks that are made, by backlog; see that none is ahead of what its listener had heard by then."""
     made, ahead, heard_up_to = {}, [], Backlog.heard_up_to
 
-    def spy(backlog, snapshot, now):
+    def spy(backlog, moment, now):
         (supervisor,) = [one for one in cluster.supervisors if one._backlog is backlog]
         heard = cluster._feeds[cluster.supervisors.index(supervisor)].seen
-        highest = int(snapshot.split(":")[1])
+        highest = int(moment.snapshot.split(":")[1])
         sent = {channel for xid, _at, channel in fake.rows["x"] if xid < highest}
         # A supervisor would go on after an exception.
         ahead.extend(sent - heard)
         made.setdefault(backlog, []).append((now, highest))
-        return heard_up_to(backlog, snapshot, now)
+        return heard_up_to(backlog, moment, now)
 
     class Remembering(FakeFeed):
         def __init__(self, *channels):

@@ -19,7 +19,7 @@ import pytest
 
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import log, sharing
-from bus_alt_connection.catchup import Backlog
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST, MOVED, OutageLog
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
@@ -1269,8 +1269,8 @@ def watch(fake, options, monkeypatch):
     fake.rows["x"] = []
 
     def watch(one):
-        backlog = Backlog(fake.open)
-        return Supervisor(one.listener, fake.open, {"x"}, backlog, options, one.sharing.better)
+        backlog = Backlog(fake.opening)
+        return Supervisor(one.listener, fake.opening, Databases(["x"]), backlog, options, one.sharing.better)
 
     return watch
 
