@@ -47,7 +47,7 @@ SHARE_OF_TIME = 0.1
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
 # Channels given to Odoo's loop at a time, and seconds between: each may wake a client that
 # needs a cursor. If there are very many, there are at most so many portions.
-PORTION, PAUSE, MOST_PORTIONS = 100, 0.1, 20
+PORTION, PAUSE, MOST_PORTIONS = 10, 0.2, 50
 
 #: ``since``: `Mark` from which on rows may have been missed; ``overlap``: whether to go further back by date as well;
 #: ``added``, ``due``: monotonic seconds; ``delay``: seconds to wait if it fails; ``error``: why it failed last,

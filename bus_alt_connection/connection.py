@@ -172,20 +172,22 @@ class Connection(object):
             too_late = time.monotonic() >= deadline
 
 
-def connect(parameters, kind=Connection):
+def connect(parameters, kind=Connection, last=()):
     """Return a `Connection`, or a ``kind`` of it, to the first of `attempts` that takes us.
 
+    The places in the sequence ``last`` are tried last, in that order.
     Raises ``psycopg2.OperationalError`` with what each address had to say; ``reasons`` has
     the errors one by one.
     """
-    return tasks.finish(opening(parameters, kind))
+    return tasks.finish(opening(parameters, kind, last))
 
 
-def opening(parameters, kind=Connection):
+def opening(parameters, kind=Connection, last=()):
     """A task: `connect`. Only the resolver of host names may block."""
     reasons = []
     problems = []
-    for one in attempts(parameters):
+    order = {known: number for number, known in enumerate(last)}
+    for one in sorted(attempts(parameters), key=lambda each: order.get(place(each), -1)):
         try:
             return (yield from kind.opening(one))
         except psycopg2.Error as error:
@@ -194,6 +196,11 @@ def opening(parameters, kind=Connection):
     failure = psycopg2.OperationalError(", ".join(problems))
     failure.reasons = reasons
     raise failure
+
+
+def place(parameters):
+    """Return what identifies the address in one of the `attempts`."""
+    return tuple(parameters.get(keyword) for keyword in ("host", "hostaddr", "port"))
 
 
 def attempts(parameters):

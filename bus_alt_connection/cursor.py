@@ -25,7 +25,7 @@ import re
 import psycopg2
 from psycopg2 import extensions, sql
 
-from .log import rarely
+from .payload import BUS_CHANNEL, CRON_CHANNEL, fold, fold_plain
 from .waker import Waker
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ _LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\
 # Odoo executes it before LISTEN. Our listener is on a primary or waits for one, so the answer needs no connection, and
 # a cron thread that opens its cursor during an outage goes on.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
-# Bytes; PostgreSQL cuts longer names.
-_LONGEST_NAME = 63
+# The channels of Odoo, whose listeners miss nothing: the supervisor looks up what was sent during a gap.
+CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 
 
 class Feed(object):
@@ -52,6 +52,9 @@ class Feed(object):
     listens. None of them waits for another thread, so a finalizer may call `close` at any time.
     """
 
+    #: it is read in this process
+    local = True
+
     def __init__(self):
         self.notifies = []
         self.closed = 0
@@ -60,6 +63,10 @@ class Feed(object):
         #: notifications, and the errors that `poll` is to raise in between
         self._pending = collections.deque()
         self._waker = Waker()
+        #: channel -> number of the last LISTEN that was in force, see `tell`
+        self._numbers = {}
+        #: channels on which the listener relied before LISTEN was in force
+        self._relied_on_early = frozenset()
 
     def put(self, notifications):
         """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
@@ -72,9 +79,8 @@ class Feed(object):
         self._pending.extend(notifications[:room])
         self._waker.wake()
         fits = len(notifications) <= room
-        if not fits and rarely("full"):
-            text = "Odoo's loop does not fetch its notifications: %d wait, more are dropped and looked up later"
-            _logger.warning(text, FEED_SIZE)
+        if not fits and self.channels - CAUGHT_UP:
+            self.interrupt("notifications were dropped, since they were not fetched in time")
         return fits
 
     def interrupt(self, reason):
@@ -83,10 +89,32 @@ class Feed(object):
         What was put before comes first, by a `poll` of its own; what is put later comes
         afterwards. Interruptions with nothing in between count as one.
         """
-        if self.closed or self._pending and isinstance(self._pending[-1], psycopg2.Error):
+        if self.closed:
             return
+        with contextlib.suppress(IndexError):
+            if isinstance(self._pending[-1], psycopg2.Error):
+                return
         self._pending.append(psycopg2.OperationalError(reason))
         self._waker.wake()
+
+    def tell(self, facts, numbers):
+        """Interrupt after a gap, once LISTEN is in force again: what was sent meanwhile is lost.
+
+        ``numbers``: the feed's channels that are in force, each with a number that is new whenever the
+        LISTEN is. There is no gap to the channels of Odoo, since the supervisor catches up with them.
+        """
+        channels = self.channels
+        kept = {name: number for name, number in self._numbers.items() if name in channels}
+        gaps = [name for name in numbers if kept.get(name, numbers[name]) != numbers[name]]
+        gaps += [name for name in self._relied_on_early if name in numbers and name not in kept]
+        self._numbers = dict(kept, **numbers)
+        self._relied_on_early -= set(numbers)
+        if set(gaps) - CAUGHT_UP:
+            self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
+
+    def rely(self, is_in_force):
+        """Note that the listener goes on, whether or not LISTEN ``is_in_force`` on all channels of the feed."""
+        self._relied_on_early = frozenset() if is_in_force else self.channels
 
     def fileno(self):
         return self._waker.fileno()
@@ -241,7 +269,7 @@ class ListeningConnection(Feed):
 
     def _wait_for_listen(self):
         if self._listener is not None:
-            self._listener.wait_for_listen(self, LISTEN_TIMEOUT)
+            self.rely(self._listener.wait_for_listen(self, LISTEN_TIMEOUT))
 
     def _release_if_listening(self):
         # Until then, settings of the session and the like are to last, as on an ordinary cursor.
@@ -408,16 +436,6 @@ def beginning(query):
     return getattr(query, "code", "")
 
 
-def fold(name):
-    """Return the channel that an identifier without quotes means to PostgreSQL."""
-    return cut("".join(letter if letter > "\x7f" else letter.lower() for letter in name))
-
-
-def cut(name):
-    """Return ``name`` as PostgreSQL cuts identifiers: whole characters of at most 63 bytes."""
-    return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-
-
 def _listen_statements(text):
     """Return pairs for `ListeningConnection.listen`, or None if ``text`` has anything else than LISTEN and UNLISTEN."""
     statements, at = [], 0
@@ -426,6 +444,6 @@ def _listen_statements(text):
         if match is None:
             return None
         stops, quoted, plain = match.groups()
-        statements.append((bool(stops), cut(quoted.replace('""', '"')) if quoted else fold(plain)))
+        statements.append((bool(stops), fold(quoted.replace('""', '"')) if quoted else fold_plain(plain)))
         at = match.end()
     return statements

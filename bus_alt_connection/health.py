@@ -12,18 +12,37 @@ from odoo import http
 from . import patch
 from .supervisor import DEAF, LISTENING, POLLING, SHARED
 
-# By mode, the worst first; None: a process that has no listener, and needs none.
+# By mode, the worst first. None: a process without a listener, which needs none.
 _STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (SHARED, "pass"), (None, "pass"))
-_NO_LISTENER = {"mode": None, "listening": False, "confirmed": False}
-_NO_LISTENER.update(seconds_since_check=None, round_trip_ms=None, reconnects=0)
+_NO_LISTENER = {
+    "mode": None,
+    "problem": None,
+    "listening": False,
+    "confirmed": False,
+    "seconds_since_check": None,
+    "round_trip_ms": None,
+    "reconnects": 0,
+}
 
 
 class Health(http.Controller):
     @http.route("/bus_alt_connection/health", type="http", auth="none", methods=["GET"], csrf=False, save_session=False)
     def health(self, **_query):
-        """Return 200 if notifications reach clients in time, else 503."""
+        """Return 503 if notifications do not reach clients ("fail"), else 200.
+
+        "degraded" means that they arrive late, or that ``problem`` may keep them from arriving.
+        """
         found = [supervisor.status() for supervisor in patch.supervisors()] or [_NO_LISTENER]
-        status, worst = next((name, one) for mode, name in _STATUS for one in found if one["mode"] == mode)
+        worst = min(found, key=_severity)
+        status = dict(_STATUS)[worst["mode"]]
+        if status == "pass" and worst["problem"]:
+            status = "degraded"
         code = 503 if status == "fail" else 200
         body = json.dumps(dict(worst, status=status))
         return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")
+
+
+def _severity(status):
+    """Return a sort key: the worst status first."""
+    modes = [mode for mode, _name in _STATUS]
+    return modes.index(status["mode"]), status["problem"] is None

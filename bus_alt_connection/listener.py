@@ -1,23 +1,28 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""One connection that LISTENs, replaced whenever it is lost, for any number of feeds.
+"""Keep one session that LISTENs, replace it when it is lost, and pass on what it receives.
 
-`Listener.run` is the whole life: connect, serve, pause, and again. It promises:
+`Listener.run` is a loop: connect, serve the session until it ends, pause. It guarantees:
 
-- Once `Listener.wait_for_listen` has returned, what is sent on a feed's channels is
-  given to the feed, in the order of the server and once, as long as ``session`` stays.
-- After a loss another session takes its place, at once if the last one has outlived
-  `LONGEST_DELAY`; what was sent between is for the supervisor to find.
-- Nothing ends it but the end of its last feed, or of Odoo.
+- While one session lasts, each notification on a feed's channels is given to that feed once,
+  in the order of the server, from the moment when LISTEN is in force.
+- A lost session is replaced, at once unless sessions were lost very often (see `Backoff`).
+  What was sent in between is found by the supervisor, see `catchup`. Feeds on channels that
+  catch-up does not cover are told of the gap.
+- The loop ends only when the last feed of this process is gone, or when Odoo stops.
 
-Whether what is sent really arrives, the supervisor finds out.
+The supervisor finds out whether a notification that is sent does arrive.
+
+Threads: ``changed`` protects the public attributes and the set of feeds. No other lock is
+taken while it is held. The attributes of a session are each written by one thread, and
+the others rely on the GIL to read them; `Listener.wake` then makes the loop look at them.
 """
 
 import contextlib
+import itertools
 import logging
 import random
 import selectors
-import socket
 import threading
 import time
 import uuid
@@ -27,374 +32,553 @@ import psycopg2
 from psycopg2.extensions import Notify
 
 from . import connection, log
+from .cursor import FEED_SIZE
+from .forks import close_in_children
 from .payload import BUS_CHANNEL, HEARTBEAT_CHANNEL, quote, readable
+from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two connects: the first doubles up to the second.
+# Seconds between two connects once the budget of immediate ones is used up. It doubles up to the longest.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+# How many lost sessions are replaced at once, and after how many seconds there is one more of them.
+IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 8, 4.0
+
+# What PostgreSQL's settings should be for a session that lasts: a listener is idle most of the time, and a
+# backend whose client has vanished must end within 30 s. Seconds; tcp_user_timeout in milliseconds.
+_SERVER_SETTINGS = {
+    "idle_session_timeout": "0",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+_READ_SETTINGS = "SELECT name, source FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (%s::text[])"
 
 
 class Listener(object):
-    """Keep one session on ``database`` for feeds.
+    """Keep one session on ``database`` for feeds, which may come and go.
 
-    ``connect()`` returns a `Session`, or raises ``psycopg2.Error``
-    or ``OSError``; ``stopping()``: whether to give up; ``tell(event)`` is called with
-    each `log.Event`, in the thread of `run`, and must not block; ``series``: of Odoo, as a
-    number. A feed has ``channels``, a set of names, and
-    ``put(notifications)``; it is held weakly, so that one that was forgotten is gone.
+    ``connect(listener)`` returns a `Session`, or raises ``psycopg2.Error`` or ``OSError``.
+    ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`: it is called
+    with each `log.Event`. ``series`` is Odoo's, as a number. ``at_end()`` is called when `run` ends.
 
-    To read by other threads: ``session``, None while there is no connection;
-    ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed; ``failed``:
-    whether the last attempt has; ``lives``: how many sessions there were; ``gained``:
-    the channels that came into force since `take_gained`; ``dropped``: how often a feed
-    had no room for what the bus sent. ``changed`` is notified whenever one of these or the
-    channels change.
+    A feed has ``channels``, a set of names; ``put(notifications)``, which returns whether it had
+    room for all; ``tell(facts, numbers)``, which is called with the `connection.Facts` on the
+    session and the feed's channels that are in force, each with the number of its LISTEN (None and
+    an empty dictionary while there is no session); and ``local``, False if it is another process
+    that follows this one, see `sharing`. Feeds are held weakly.
+
+    Other threads may read these attributes. ``changed`` is notified when one of them changes:
+
+    - ``session``: the current session, None while there is none
+    - ``in_force``: the session, and the channels of local feeds that it LISTENs on, each with a
+      number that is new whenever the LISTEN is
+    - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
+    - ``failed``: True after an attempt to connect failed, or a session ended
+    - ``lives``: the number of sessions so far
+    - ``dropped``: how often a feed had no room for what the bus sent
     """
 
-    def __init__(self, database, connect, stopping, tell, series=0):
+    def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None):
         self.database = database
         self.series = series
+        self.journal = journal
         self.session = None
+        self.in_force = (None, {})
         self.deaf_since = time.monotonic()
         self.failed = False
-        self.gained, self.lives, self.dropped = frozenset(), 0, 0
+        self.lives = 0
+        self.dropped = 0
         self.changed = threading.Condition()
         self._connect = connect
         self._stopping = stopping
-        self._tell = tell
-        #: who hands on what is received to other processes, a `sharing.Host`, or None
-        self.relay = None
-        self._feeds, self._ended = weakref.WeakSet(), False
-        self._had = frozenset()
-        self._token, self._heard, self._look_asked_for = None, False, False
-        self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
+        self._at_end = at_end
+        self._feeds = weakref.WeakSet()
+        self._ended = False
+        self._next_number = itertools.count(1)
+        self._numbers = {}
+        self._token = None
+        self._token_heard = False
+        self._look_wanted = False
+        self._waker = Waker()
 
     def run(self):
-        """Live, pause, and live again, until it is `closed`. Raises nothing."""
+        """Keep a session until the listener is closed. Raises nothing."""
         backoff = Backoff()
         while not self.closed and not self._stopping():
-            seconds, began = LONGEST_DELAY, time.monotonic()
+            pause = LONGEST_DELAY
+            began = time.monotonic()
             try:
-                seconds = backoff.after(self._live(), time.monotonic() - began)
+                lasted = self._live()
+                pause = backoff.after(lasted, time.monotonic() - began)
             except Exception as error:
-                # Better a listener with a bug than a deaf bus.
-                log.log_bug(_logger, error)
+                # A bug must not silence the bus for good.
+                self._journal(log.log_bug, _logger, error)
             with self.changed:
-                # Needs no descriptor, of which there may be none left.
-                self.changed.wait_for(lambda: self.closed, seconds)
+                # Waiting for a condition needs no file descriptor: there may be none left.
+                self.changed.wait_for(lambda: self.closed, pause)
         self.close()
+        self._at_end()
         self._waker.close()
-        self._woken.close()
 
     def _live(self):
-        """Connect and serve until the end; return the seconds that it lasted, None: not even began."""
-        session, began, kind, reason = None, None, log.FAILED, ""
+        """Connect, serve the session until it ends, and report why.
+
+        Return the seconds that the session lasted, None if there was none.
+        """
+        session = None
+        served = None
+        kind, reason = log.FAILED, ""
         try:
-            session = self._connect()
-            # One of its own, since a pooler may keep what an earlier session has left there.
+            session = self._connect(self)
+            # The name is new each time: a pooler may have kept the LISTENs of an earlier session.
             session.check_channel = "bus_alt_connection_%s" % uuid.uuid4().hex
+            began = time.monotonic()
             self._listen(session)
-            began, kind = time.monotonic(), log.LOST
+            served, kind = session, log.LOST
             self._serve(session)
         except Moved as error:
             kind, reason = log.MOVED, str(error)
         except (psycopg2.Error, OSError) as error:
             reason = str(error)
         finally:
-            with self._change():
-                self.session, self.failed, self._had = None, True, frozenset()
-                self.deaf_since = self.deaf_since or time.monotonic()
-            if self.relay:
-                self.relay.inform()
+            if session is not None and session.fault:
+                kind, reason = session.fault
+            self._forget_session()
+            # Followers of a listener that ends or moves are dropped instead: that is no outage for them.
+            if kind != log.MOVED and not self.closed:
+                self._tell_feeds()
             if session is not None:
-                kind, reason = session.fault or (kind, reason)
                 session.close()
         if not self.closed:
-            self._tell(log.Event(kind, began and session, reason))
-        return began and time.monotonic() - began
+            self._report(kind, served, reason)
+        return None if served is None else time.monotonic() - began
 
     def _serve(self, session):
-        """Hand on what ``session`` receives, until that raises, is at ``fault``, or nobody listens."""
-        with self._change():
-            self.session, self.failed = session, False
-            self.lives += 1
-        told, woken = None, True
+        """Pass on what ``session`` receives until it raises an error, has a ``fault``, or nobody listens."""
+        announced = None
+        woken = True
         with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(self._waker, selectors.EVENT_READ)
             selector.register(session, selectors.EVENT_READ)
-            while not self.closed and not session.fault:
+            while not self.closed and session.fault is None:
                 if woken:
                     self._listen(session)
-                if session.confirmed and session.confirmed != told:
-                    if told is None:
-                        session.settle()
-                    told = session.confirmed
-                    self._tell(log.Event(log.CONFIRMED, session, None))
-                    with self._change():
-                        self.deaf_since = None
+                    announced = self._announce(session, announced)
                 self._receive(session)
-                woken = any(key.fileobj is self._woken for key, _events in selector.select())
+                ready = selector.select(session.seconds_until_silent())
+                woken = any(key.fileobj is self._waker for key, _events in ready)
                 if woken:
-                    self._woken.recv(4096)
+                    # Before anything is looked at: what changes from now on wakes up the next select.
+                    self._waker.clear()
 
     def _listen(self, session):
-        """Have ``session`` LISTEN on the channels that are wanted."""
-        channels, wanted = {session.check_channel}, frozenset()
-        # Behind a pooler a LISTEN may outlive us: nothing but the check at first.
-        if not session.facts.pooled or session.confirmed is not None:
-            wanted = self.wanted
-            channels |= wanted.union([HEARTBEAT_CHANNEL], self.relay.channels if self.relay else ())
+        """Make ``session`` LISTEN on the channels of all feeds, and tell each feed what is in force."""
+        channels = {session.check_channel}
+        if session.trusted:
+            channels.add(HEARTBEAT_CHANNEL)
+            channels.update(*(feed.channels for feed in self._all_feeds()))
         if session.channels != channels:
-            session.listen(frozenset(channels))
+            session.listen(frozenset(channels), self._warn)
+        known = self._numbers if session is self.session else {}
+        self._numbers = {name: known.get(name) or next(self._next_number) for name in session.channels}
+        wanted = self.wanted
         with self._change():
-            self.gained, self._had = self.gained | wanted - self._had, wanted
-        if self.relay:
-            self.relay.inform()
+            if session is not self.session:
+                self.lives += 1
+            self.session = session
+            self.failed = False
+            self.in_force = session, {name: self._numbers[name] for name in session.channels & wanted}
+        self._tell_feeds()
+
+    def _announce(self, session, announced):
+        """Report that ``session`` is confirmed, unless that was announced for the same channels; return those."""
+        confirmed = session.confirmed
+        if not confirmed or confirmed == announced:
+            return announced
+        if announced is None:
+            session.settle()
+        self._report(log.CONFIRMED, session, None)
+        with self._change():
+            self.deaf_since = None
+        return confirmed
 
     def _receive(self, session):
-        asked, notifications = self._look_asked_for, session.receive()
+        look_wanted = self._look_wanted
+        notifications = session.receive()
         if notifications:
             session.heard_at = time.monotonic()
             self.deliver(notifications)
-            if self.relay:
-                self.relay.put(notifications)
-        # After the rest: what was sent before a token was delivered before it counts.
-        heard = any(one.payload == self._token for one in notifications)
-        # A guest is given what has arrived bit by bit.
-        if heard or asked and not notifications:
+            for feed in self._all_feeds():
+                if not feed.local:
+                    feed.put([each for each in notifications if each.channel in feed.channels])
+        # Look for the token last: everything that was sent before it has been delivered by now.
+        heard = any(each.payload == self._token for each in notifications)
+        # A session may return what has arrived in several parts: the look is over when a part is empty.
+        if heard or (look_wanted and not notifications):
             with self._change():
-                self._heard, self._look_asked_for = self._heard or heard, False
+                self._token_heard = self._token_heard or heard
+                self._look_wanted = False
+
+    def _forget_session(self):
+        with self._change():
+            self.session = None
+            self.in_force = (None, {})
+            self.failed = True
+            if self.deaf_since is None:
+                self.deaf_since = time.monotonic()
+
+    def _tell_feeds(self):
+        facts = None
+        numbers = {}
+        if self.session is not None and self.session.trusted:
+            facts = self.session.facts
+            numbers = self._numbers
+        for feed in self._all_feeds():
+            feed.tell(facts, {name: numbers[name] for name in feed.channels if name in numbers})
 
     def deliver(self, notifications):
-        """Give the feeds on their channels what Odoo can read of ``notifications``.
+        """Give the local feeds those ``notifications`` on their channels that Odoo can read.
 
-        May be called by any thread. Return whether anybody is there for it, with room.
+        May be called from any thread. Return False if nobody listens on the channels, or a feed had no room.
         """
-        feeds = self._all_feeds()
-        fit, channels = [], {one.channel for one in notifications}
-        # Others are for guests, or for checks.
+        feeds = [feed for feed in self._all_feeds() if feed.local]
         wanted = frozenset().union(*(feed.channels for feed in feeds))
-        for one in [one for one in notifications if one.channel in wanted]:
-            payload = readable(one.payload, self.series) if one.channel == BUS_CHANNEL else one.payload
-            if payload is None:
-                text = "dropped a notification that Odoo's bus can't read, sent by backend pid %s on channel %s: %s"
-                if log.rarely("unreadable"):
-                    _logger.warning(text, one.pid, one.channel, ascii(one.payload[:80]))
-            else:
-                fit.append(Notify(one.pid, one.channel, payload))
-        taken = [feed.put([one for one in fit if one.channel in feed.channels]) for feed in feeds]
-        # Of cron's none is missed: those that wait say the same.
-        if not all(taken) and BUS_CHANNEL in channels:
-            with self._change():
-                self.dropped += 1
-        return all(taken) and any(channels & feed.channels for feed in feeds)
+        channels = {each.channel for each in notifications} & wanted
+        fit = [self._readable(each) for each in notifications if each.channel in wanted]
+        fit = [each for each in fit if each is not None]
+        taken = [feed.put([each for each in fit if each.channel in feed.channels]) for feed in feeds]
+        if not all(taken):
+            self._note_dropped(channels)
+        return all(taken) and bool(channels)
 
-    # For feeds and cursors ---------------------------------------------------
+    def _note_dropped(self, channels):
+        names = ", ".join(sorted(channels))
+        if BUS_CHANNEL not in channels:
+            # For cron the notifications that wait say the same. Other listeners are told, see `cursor.Feed.put`.
+            if log.rarely("dropped"):
+                text = "the listener on %s does not fetch its notifications: %d wait, more are dropped"
+                self._warn(text, names, FEED_SIZE)
+            return
+        if log.rarely("dropped bus"):
+            text = "Odoo's loop does not fetch its notifications: %d wait, more are dropped and looked up later"
+            self._warn(text, FEED_SIZE)
+        with self._change():
+            self.dropped += 1
+
+    def _readable(self, notification):
+        """Return ``notification`` with a payload that Odoo's bus can read, or None."""
+        if notification.channel != BUS_CHANNEL:
+            return notification
+        payload = readable(notification.payload, self.series)
+        if payload is not None:
+            return Notify(notification.pid, notification.channel, payload)
+        if log.rarely("unreadable"):
+            text = "dropped a notification that Odoo's bus can't read, sent by backend pid %s on channel %s: %s"
+            shown = ascii(notification.payload[:80])
+            self._warn(text, notification.pid, notification.channel, shown)
+        return None
+
+    # For feeds and cursors. Any thread may call these. ---------------------------
 
     @property
     def closed(self):
-        """True once the last feed is gone, or Odoo ends; it stays so."""
+        """True once `close` was called, or no local feed is left. It stays so."""
         with self.changed:
-            self._ended = self._ended or not len(self._feeds)
+            if not any(feed.local for feed in self._feeds):
+                self._ended = True
             return self._ended
 
     def close(self):
-        """End it. Returns at once; `run` follows."""
+        """Make `run` end. Returns at once."""
         with self._change():
             self._ended = True
-        if self.relay:
-            self.relay.close()
         self.wake()
 
     def add(self, feed):
-        """Take on ``feed``; return False if it is too late for that."""
+        """Serve ``feed`` as well; return False if the listener is closed."""
         with self.changed:
-            if not self._ended:
-                self._feeds.add(feed)
-                # Who is forgotten does not say so.
-                weakref.finalize(feed, self.wake).atexit = False
-            return not self._ended
+            if self._ended:
+                return False
+            self._feeds.add(feed)
+            # A feed that is garbage-collected was not removed before.
+            weakref.finalize(feed, self.wake).atexit = False
+        self.wake()
+        return True
 
     def remove(self, feed):
-        """Forget ``feed``, and end quietly if it was the last."""
+        """Serve ``feed`` no more. Removing the last local feed closes the listener."""
         with self._change():
             self._feeds.discard(feed)
         self.wake()
 
     def listen(self, feed, channels):
-        """Give ``feed`` what arrives on ``channels``, and on no others.
+        """Change the channels of ``feed``. See `wait_for_listen` for when that is in force.
 
-        It is in force some time later, and through reconnects; until then something may
-        still arrive on others.
+        Until then notifications on other channels may still arrive.
         """
         with self._change():
             feed.channels = channels
         self.wake()
 
     def wait_for_listen(self, feed, timeout):
-        """Wait until LISTEN is in force for ``feed``, or known not to be to be had."""
-        self.wait(lambda: feed.channels <= self.session.channels if self.session else self.failed, timeout)
+        """Wait until LISTEN is in force for ``feed``, connecting has failed, or ``timeout`` seconds are over.
+
+        Return whether it is in force.
+        """
+
+        def in_force():
+            return self.session is not None and feed.channels <= self.session.channels
+
+        self.wait(lambda: in_force() or (self.session is None and self.failed), timeout)
+        return in_force()
 
     def _all_feeds(self):
         with self.changed:
             return list(self._feeds)
 
-    # For the supervisor --------------------------------------------------------
+    # For the supervisor. Any thread may call these. --------------------------------
 
     @property
     def wanted(self):
-        """The channels that some feed is there for."""
-        return frozenset().union(*(feed.channels for feed in self._all_feeds()))
-
-    @property
-    def in_force(self):
-        """``(session, channels)``: who LISTENs, and on what that is wanted."""
-        session = self.session
-        return session, session.channels & self.wanted if session else frozenset()
-
-    def take_gained(self):
-        """Return ``gained``, which begins anew."""
-        with self.changed:
-            gained, self.gained = self.gained, frozenset()
-        return gained
+        """The channels of all local feeds."""
+        return frozenset().union(*(feed.channels for feed in self._all_feeds() if feed.local))
 
     def wait(self, condition, timeout):
-        """Wait until ``condition()`` or the end; return what the former gives."""
+        """Wait at most ``timeout`` seconds until ``condition()`` is true or the listener closed.
+
+        Return what ``condition()`` returns then.
+        """
         with self.changed:
             self.changed.wait_for(lambda: self.closed or condition(), timeout)
             return condition()
 
     def expect(self, token):
-        """Take note of what `hears` is to wait for, before it is sent on a check channel."""
+        """Prepare `wait_for_token`. To be called before ``token`` is sent."""
         with self.changed:
-            self._token, self._heard = token, False
+            self._token = token
+            self._token_heard = False
 
-    def hears(self, session, timeout):
-        """Wait for what is expected; return whether it came on ``session``.
+    def wait_for_token(self, session, timeout):
+        """Wait at most ``timeout`` seconds for the expected token; return whether ``session`` received it.
 
-        A listener that was kept from looking is given another second to do so: what was
-        sent may be there already.
+        A process that was stopped or busy meanwhile has not read what is there. So before the answer
+        is no, `run` gets another second to look.
         """
 
         def over():
-            return self._heard or self.session is not session
+            return self._token_heard or self.session is not session
 
         if not self.wait(over, timeout):
-            self._look_asked_for = True
+            self._look_wanted = True
             self.wake()
-            self.wait(lambda: over() or not self._look_asked_for, 1.0)
-        return self._heard and self.session is session
+            self.wait(lambda: over() or not self._look_wanted, 1.0)
+        return self._token_heard and self.session is session
 
     def confirm(self, session, channels, round_trip):
-        """Take note that what was sent came, in ``round_trip`` seconds, while ``channels`` were in force."""
-        session.round_trip, session.confirmed = round_trip, channels
+        """Note that a token arrived on ``session`` after ``round_trip`` seconds, while ``channels`` were in force."""
+        session.round_trip = round_trip
+        session.confirmed = channels
         self.wake()
 
     def replace(self, session, kind, reason):
-        """Give up ``session``, if it is still there, and tell so: it is DEAF, or MOVED."""
+        """End ``session``, and report an event of this kind. A session that has ended already stays so."""
         session.fault = kind, reason
         self.wake()
 
+    def wake(self):
+        """Make `run` look at what has changed. Returns at once; also safe in a finalizer."""
+        self._waker.wake()
+
+    def _report(self, kind, session, reason):
+        with self._change():
+            self.journal(log.Event(kind, session, reason, time.monotonic()))
+
+    def _warn(self, text, *args):
+        self._journal(_logger.warning, text, *args)
+
+    def _journal(self, write, *args):
+        with self._change():
+            self.journal.add(write, *args)
+
     @contextlib.contextmanager
     def _change(self):
-        """Change what others may `wait` for."""
+        """Notify all threads that `wait`, at the end of the block."""
         with self.changed:
             yield
             self.changed.notify_all()
 
-    def wake(self):
-        """Have `run` see what has changed. Returns at once; any thread may."""
-        # It may be full, so that it wakes up anyway; or closed, so that it has.
-        with contextlib.suppress(OSError):
-            self._waker.send(b"\0")
-
 
 class Moved(psycopg2.OperationalError):
-    """The session is over, but another is to be had: no outage."""
+    """The session ended, but another one can be expected at once: this is no outage."""
 
 
 class Session(object):
-    """What a listener hears on, from connect to loss.
+    """What a listener receives notifications from: one connection, or another process that has one."""
 
-    ``facts``: the `connection.Facts` on the server at its end.
-    """
-
-    #: of the process by way of which it goes, see `sharing`; None: by itself
-    host_kind = None
-    #: those that it LISTENs on
+    #: the `connection.Facts` on the server at the other end
+    facts = None
+    #: the process whose connection this is; None: it is our own
+    leader_pid = None
+    #: the rank of that leader, see `sharing`
+    rank = None
+    #: the channels on which LISTEN is in force
     channels = frozenset()
-    #: to where the supervisor sends, and which nobody else listens to
+    #: the address of a direct session, see `connection.place`
+    place = None
+    #: a channel that no other session listens on; the supervisor sends its first token there
     check_channel = None
-    #: the channels that were in force when what was sent came back; None: it has not yet
+    #: the channels that were in force when a token came back; None: no token came back yet
     confirmed = None
-    #: seconds that it took
+    #: seconds from sending that token to its arrival
     round_trip = None
     #: monotonic seconds of the last notification
     heard_at = 0.0
-    #: event kind and reason, if it is to be given up
+    #: kind and reason of the event to report; run() gives up a session that has one
     fault = None
 
-    def settle(self):
-        """Prepare for a long life, now that it is known to be no pooler's."""
+    @property
+    def trusted(self):
+        """Whether to LISTEN on more than the check channel.
 
-    def examined(self):
-        """Return ``facts``, having looked closer whether there is a pooler. Any thread may."""
-        return self.facts
+        A pooler may keep a LISTEN for its next client, so it first has to prove that it
+        keeps the server connection for us.
+        """
+        return not self.facts.pooled or self.confirmed is not None
+
+    def seconds_until_silent(self):
+        """Return after how many seconds without a message to look at the session; None: never."""
+        return None
+
+    def settle(self):
+        """Prepare for a long life. Called once, when the session is confirmed."""
+
+    def why_unheard(self, sender, leaked):
+        """Return kind and reason of the event to report if a token did not arrive.
+
+        ``sender``: `connection.Facts` on the connection that sent it; ``leaked``: whether the sender
+        received the token itself. May be called from any thread.
+        """
+        raise NotImplementedError
 
 
 class DirectSession(Session, connection.Connection):
-    """A connection straight to PostgreSQL."""
+    """A connection of this process straight to PostgreSQL."""
 
     def prepare(self):
+        close_in_children(self)
+        self.place = connection.place(self.parameters)
         self.facts = self.examine()
         if self.facts.standby:
             raise psycopg2.OperationalError("is a standby, and only a primary takes LISTEN")
 
-    def listen(self, channels):
-        """LISTEN on ``channels`` and no others; they are in force on return."""
+    def listen(self, channels, warn):
+        """LISTEN on ``channels`` and no others. They are in force on return, but for those that the server refuses.
+
+        ``warn(text, *args)`` logs a warning, and must not block.
+        """
         statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
-        statements += ["UNLISTEN %s" % quote(name) for name in self.channels - channels]
-        # Who asks meanwhile is not told of those that are about to go.
+        statements += ["UNLISTEN %s" % quote(name) for name in sorted(self.channels - channels)]
+        # Other threads must not take a channel for in force that is about to go.
         self.channels &= channels
-        # As one pg_stat_activity shows them all; but of several PgDog heeds only the first.
-        for statement in statements if self.facts.pooled else ["; ".join(statements)]:
-            try:
-                self.execute(statement)
-            except psycopg2.Error as error:
-                if error.sqlstate != "58P01":
-                    raise
-                # Up to PostgreSQL 14.20, 15.15, 16.11, 17.7 and 18.1 the queue may begin before the commit log does.
-                _logger.warning("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
-                self.execute("SELECT pg_catalog.pg_notification_queue_usage()")
-                self.execute(statement)
+        try:
+            # In one statement, so that pg_stat_activity shows all channels. Of several statements PgDog heeds
+            # only the first, so a pooler gets them one by one.
+            for statement in statements if self.facts.pooled else ["; ".join(statements)]:
+                self._execute(statement, warn)
+        except psycopg2.Error as error:
+            if not _is_about_names(error):
+                raise
+            # A name that the server refuses must not silence the other channels.
+            for name in sorted(channels):
+                self._listen_if_possible(name, warn)
         self.channels = channels
 
-    def settle(self):
-        if not self.facts.pooled and self.server_version >= 140000:
-            self.execute("SET idle_session_timeout = 0")
+    def _listen_if_possible(self, name, warn):
+        try:
+            self.execute("LISTEN %s" % quote(name))
+        except psycopg2.Error as error:
+            if not _is_about_names(error):
+                raise
+            warn("PostgreSQL refuses to listen on channel %s, which stays silent: %s", ascii(name), error)
 
-    def examined(self):
-        pooled = self.facts.pooled or connection.keeps_session(self.parameters) is False
-        return self.facts._replace(pooled=pooled)
+    def _execute(self, statement, warn):
+        try:
+            self.execute(statement)
+        except psycopg2.Error as error:
+            if error.sqlstate != "58P01":
+                raise
+            # The queue of notifications may begin with a transaction whose status was removed. Fixed in PostgreSQL
+            # 14.21, 15.16, 16.12, 17.8 and 18.2.
+            warn("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
+            self.execute("SELECT pg_catalog.pg_notification_queue_usage()")
+            self.execute(statement)
+
+    def settle(self):
+        """Keep the server from closing an idle session, and let it notice when our machine is gone.
+
+        What an administrator configured for TCP stays. The settings that a server does not have are left out.
+        """
+        if self.facts.pooled:
+            return
+        for name, source in self.execute(_READ_SETTINGS, (sorted(_SERVER_SETTINGS),)):
+            if source == "default" or name == "idle_session_timeout":
+                self.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, _SERVER_SETTINGS[name]))
+        # pg_stat_activity shows the last statement of a session, which should be LISTEN.
+        self.listen(self.channels, lambda *_warned_before: None)
+
+    def why_unheard(self, sender, leaked):
+        facts = self.facts
+        with contextlib.suppress(psycopg2.Error, OSError):
+            quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
+            with contextlib.closing(connection.connect(quickly)) as another:
+                facts = another.examine()
+        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
+        if not facts.pooled and (leaked or connection.keeps_session(self.parameters) is False):
+            facts = facts._replace(pooled=True)
+        if not facts.pooled and facts.started != self.facts.started and facts.started == sender.started:
+            return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
+        return log.UNHEARD, connection.why_deaf(facts, sender)
+
+
+def _is_about_names(error):
+    """Return whether PostgreSQL refused a statement for a name in it.
+
+    SQLSTATE class 22 is for characters that its encoding does not have, the others are for names.
+    """
+    sqlstate = error.sqlstate or ""
+    return sqlstate.startswith("22") or sqlstate in ("42601", "42602", "42622")
 
 
 class Backoff(object):
-    """How long to wait before the next attempt: intervals between connects, doubling."""
+    """How long to wait before the next attempt to connect.
+
+    A lost session is replaced at once as long as a budget lasts: `IMMEDIATE_RECONNECTS` of them,
+    and one more each `SECONDS_PER_RECONNECT`. So the second and third loss in a row cost nothing
+    either, while a path that is cut at each notification does not cause a storm of logins.
+    """
 
     def __init__(self):
         self._interval = 0.0
+        self._budget = float(IMMEDIATE_RECONNECTS)
+        self._filled_at = time.monotonic()
 
     def after(self, lasted, took):
-        """Return the seconds to wait after a session of so many; None: there was none. All ``took`` that many.
+        """Return the seconds to wait.
 
-        Only what has outlived `LONGEST_DELAY` makes it begin anew, so that who cuts
-        every session early meets ever fewer of them.
+        ``lasted``: the seconds that the session lasted, None if connecting failed;
+        ``took``: the seconds since the attempt to connect began.
         """
+        now = time.monotonic()
+        self._budget += (now - self._filled_at) / SECONDS_PER_RECONNECT
+        self._budget = min(self._budget, float(IMMEDIATE_RECONNECTS))
+        self._filled_at = now
         if lasted is not None and lasted > LONGEST_DELAY:
             self._interval = 0.0
+            return 0.0
+        if lasted is not None and self._budget >= 1:
+            self._budget -= 1
             return 0.0
         self._interval = min(max(FIRST_DELAY, 2 * self._interval), LONGEST_DELAY)
         return max(self._interval * random.uniform(0.5, 1) - took, 0.0)

@@ -1,11 +1,12 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What happens to a listener, and what the log says of it; and what it never says.
+"""The events of a listener, the log lines about them, and what never appears in a log line.
 
-One line when nothing is heard any more, a reminder a minute, one when all is well.
+An outage is logged when it begins, once a minute while it lasts, and when it is over.
 """
 
 import collections
+import contextlib
 import logging
 import re
 import time
@@ -13,8 +14,12 @@ import traceback
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two lines of the log on the same trouble.
+# Seconds between two log lines about the same problem.
 REMINDER = 60.0
+# Seconds that a line waits in a `Journal`, so that reconnecting, checking and catching up come first.
+LOG_DELAY = 0.5
+# Lines that a `Journal` keeps. More of them wait only if a log handler blocks for long.
+LONGEST_JOURNAL = 1000
 
 #: libpq keywords whose values are shown to nobody
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -23,75 +28,123 @@ _URI_PASSWORD = re.compile(r"(://[^:/@\s]*:).*@", re.DOTALL)
 _DSN_PASSWORD = re.compile(r"((?:password|secret|client_key|server_key)\s*=\s*).+", re.IGNORECASE | re.DOTALL)
 
 # The kinds of `Event`.
-#: no connection could be made
+#: connecting failed
 FAILED = "failed"
-#: what was sent has arrived on ``session``, whose channels are new or all
+#: a token that was sent has arrived on ``session``, which is new or has new channels
 CONFIRMED = "confirmed"
-#: ``session`` was cut
+#: ``session`` was lost
 LOST = "lost"
-#: ``session`` is given up, since what was sent does not arrive there
-DEAF = "deaf"
-#: ``session`` is given up for another one: no outage
+#: ``session`` is given up since a token did not arrive on it; an operator has to act
+UNHEARD = "unheard"
+#: ``session`` is given up for another one, without an outage
 MOVED = "moved"
 
-#: ``kind``: one of the above; ``session``: None if there is none; ``reason``: a text, of trouble
-Event = collections.namedtuple("Event", "kind session reason")
+#: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a text, None for
+#: CONFIRMED; ``at``: monotonic seconds
+Event = collections.namedtuple("Event", "kind session reason at")
+
+
+class Journal(object):
+    """Log lines of threads that must not wait for a log handler, which may block for seconds.
+
+    Any thread may add. One thread, the supervisor's, calls `write`. ``outages`` is an `OutageLog`;
+    a journal is called with the events for it.
+    """
+
+    def __init__(self, outages):
+        self._outages = outages
+        self._entries = collections.deque(maxlen=LONGEST_JOURNAL)
+
+    def __call__(self, event):
+        self.add(self._outages, event)
+
+    def add(self, write, *args):
+        """Have ``write(*args)`` called later. Returns at once."""
+        self._entries.append((time.monotonic() + LOG_DELAY, write, args))
+
+    @property
+    def due(self):
+        """Monotonic seconds at which to call `write`; infinite if there is nothing to write."""
+        with contextlib.suppress(IndexError):
+            return self._entries[0][0]
+        return float("inf")
+
+    def write(self, now):
+        """Write the lines that are due at ``now``. May block as long as the log handlers do."""
+        while self._entries and self.due <= now:
+            _due, write, args = self._entries.popleft()
+            write(*args)
 
 
 class OutageLog(object):
-    """Write the lines on the listener of ``database``. Called with each `Event`, one after the other.
+    """Write the log lines about the listener of ``database``. To be called with each `Event`, in order.
 
-    An outage is the time from the first event of another kind up to the next CONFIRMED.
+    An outage lasts from the first FAILED, LOST or UNHEARD to the next CONFIRMED.
     """
 
     def __init__(self, database):
         self._database = database
-        self._began, self._told, self._listened = None, set(), False
-        # Those of this outage, the next included.
-        self._reminded, self._attempts = None, 0
+        self._began = None
+        self._reminded_at = None
+        self._attempts = 0
+        self._reasons_logged = set()
+        self._listened_before = False
 
     def __call__(self, event):
         if event.kind == CONFIRMED:
-            self._tell_end(event.session)
-            return
-        if event.kind == MOVED:
-            _logger.info("the listener of database %s moves: %s", self._database, event.reason)
-            return
-        now, first, what = time.monotonic(), self._began is None, (self._database, event.reason)
+            self._log_end(event)
+        elif event.kind == MOVED:
+            # Without a limit a leader that comes and goes would fill the log.
+            if rarely(("moved", self._database, event.reason)):
+                _logger.info("the listener of database %s moves: %s", self._database, event.reason)
+        else:
+            self._log_trouble(event)
+
+    def _log_trouble(self, event):
+        first = self._began is None
         if first:
-            self._began = self._reminded = now
+            self._began = self._reminded_at = event.at
             self._attempts = 0 if event.session else 1
         self._attempts += 1
-        if event.kind == DEAF and event.reason not in self._told:
-            # An operator has to do something about it.
-            self._told.add(event.reason)
-            _logger.error("can't listen on database %s: %s", *what)
+        if event.kind == UNHEARD and event.reason not in self._reasons_logged:
+            # Each reason is logged at once: an operator has to do something about it.
+            self._reasons_logged.add(event.reason)
+            _logger.error("can't listen on database %s: %s", self._database, event.reason)
         elif first and event.session:
             text = "lost the listener of database %s: %s (it was backend pid %d at %s); trying again until it works"
-            _logger.warning(text, *what, event.session.facts.backend_pid, event.session.facts.address)
+            facts = event.session.facts
+            _logger.warning(text, self._database, event.reason, facts.backend_pid, facts.address)
         elif first:
-            _logger.error("can't listen on database %s: %s; trying again until it works", *what)
-        elif now - self._reminded >= REMINDER:
-            self._reminded = now
+            text = "can't listen on database %s: %s; trying again until it works"
+            _logger.error(text, self._database, event.reason)
+        elif event.at - self._reminded_at >= REMINDER:
+            self._reminded_at = event.at
             text = "still not listening on database %s: %s (for %.0f s, %d attempts)"
-            _logger.warning(text, *what, now - self._began, self._attempts)
+            _logger.warning(text, self._database, event.reason, event.at - self._began, self._attempts)
 
-    def _tell_end(self, session):
-        text, outage = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s", ""
+    def _log_end(self, event):
+        session = event.session
+        again, outage = "", ""
         if self._began is not None:
-            outage = "; it took %.2f s and %d attempt(s)" % (time.monotonic() - self._began, self._attempts)
-        again = " again" if outage and self._listened else ""
-        where = "at" if session.host_kind is None else "through", session.facts.address
-        what = (*where, self._database, session.facts.backend_pid, session.round_trip * 1000, outage)
-        _logger.info(text, again, ", ".join(sorted(session.confirmed)), *what)
-        self._began, self._told, self._listened = None, set(), True
+            outage = "; it took %.2f s and %d attempt(s)" % (event.at - self._began, self._attempts)
+            again = " again" if self._listened_before else ""
+        through = "at" if session.leader_pid is None else "through"
+        channels = ", ".join(sorted(session.confirmed))
+        text = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s"
+        facts, milliseconds = session.facts, session.round_trip * 1000
+        _logger.info(
+            text, again, channels, through, facts.address, self._database, facts.backend_pid, milliseconds, outage
+        )
+        self._began = None
+        self._reasons_logged = set()
+        self._listened_before = True
 
 
 _last = {}
 
 
 def rarely(what):
-    """Return True once in `REMINDER` seconds for each ``what``, of which there are few."""
+    """Return True for ``what`` at most once in `REMINDER` seconds. There must be few different ones."""
     now = time.monotonic()
     if now - _last.get(what, -REMINDER) < REMINDER:
         return False
@@ -100,9 +153,10 @@ def rarely(what):
 
 
 def redact(text, parameters=(), lines=None):
-    """Return so many ``lines`` of ``text``, None: all, without passwords and as one line.
+    """Return ``text`` as one line and without passwords.
 
-    Passwords are those of ``parameters`` and whatever stands in a URI or DSN.
+    Removed are the passwords in ``parameters`` and those in anything that looks like a URI or DSN.
+    ``lines``: how many lines of the text to use, None for all.
     """
     # In this order: a password at the end of a URI may have an "@" as well.
     text = _URI_PASSWORD.sub(r"\1***@", _DSN_PASSWORD.sub(r"\1***", str(text)))
@@ -112,9 +166,9 @@ def redact(text, parameters=(), lines=None):
 
 
 def log_bug(logger, error):
-    """Log an exception that nobody thought of and where it came from, once a minute.
+    """Log an unexpected exception and where it was raised, at most once a minute.
 
-    Not with ``exc_info``, which would show the message as it is.
+    ``exc_info`` would show the message as it is, with a password that may be in it.
     """
     where = "".join(traceback.format_tb(error.__traceback__))
     if rarely(where):

@@ -18,7 +18,7 @@ On its way from PostgreSQL to Odoo's loop a notification passes::
 
 and where the listener of another process has the connection, between the first two::
 
-    listener.Listener -> sharing.Host -> sharing.GuestSession
+    listener.Listener -> sharing.Follower -> sharing.FollowerSession
 
 `supervisor.Supervisor` sees to it that none is missed. When all is well, the log has::
 
@@ -204,8 +204,8 @@ def _start_listening(database, feed):
             return supervisor.listener
         direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
         shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
-        outages = log.OutageLog(database)
-        listener = shared.listener = Listener(database, shared.connect, _stopping, outages, _series())
+        journal = log.Journal(log.OutageLog(database))
+        listener = Listener(database, shared.connect, _stopping, journal, _series(), shared.close)
         listener.add(feed)
         supervisor = Supervisor(
             listener, _opening, here.databases, here.backlog, _options, shared.better, _configured_databases()
@@ -246,8 +246,8 @@ def _direct(database):
     return _options.parameters(_ordinary(database))
 
 
-def _direct_session(database):
-    return connection.connect(_direct(database), DirectSession)
+def _direct_session(database, last):
+    return connection.connect(_direct(database), DirectSession, last)
 
 
 def _series():
@@ -304,7 +304,7 @@ def _report():
             tasks.finish(_opening(_options.system_database)).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
-    if _options.share and not sharing.POSSIBLE:
+    if _options.share and not sharing.possible():
         _logger.info("on this system no connection can be shared: each process that listens has its own")
     ordinary = settings.address(_ordinary("postgres"))
     if _options.configured and not _options.refused:

@@ -1,27 +1,33 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""One direct connection for all processes of a machine that would listen alike.
+"""Share one direct connection among all listening processes of a machine.
 
-Every backend that listens takes a connection, and before PostgreSQL 19 each NOTIFY wakes
-all that listen in its database. So of the listeners with one user, one set of parameters,
-one database and one version of this code a single one connects, the *host*. The others,
-its *guests*, hear through it, by a Unix socket in Linux's abstract namespace. Its name
-can be bound but once and is gone with its process, so whoever binds it is the host:
-nobody has to agree, or to clear away.
+Each listening backend takes one of PostgreSQL's connections, and before PostgreSQL 19 each
+NOTIFY wakes every backend that listens in the database. So among the processes with the same
+user, namespaces, connection parameters, database and version of this code, one connects: the
+*leader*. The others, its *followers*, receive through it what they listen on.
 
-- A guest hears what it has asked for once `GuestSession.listen` has returned, like any session.
-- A guest relies on its host as long as that answers: after an outage of up to half a minute
-  the host alone connects. If it does not answer, the guest connects by itself, and looks
-  again at its next check.
-- A guest that does not read keeps nobody waiting: it is let go, comes back, and looks up
-  what it has missed.
+Leader and followers meet at a Unix socket in Linux's abstract namespace. Only one process can
+bind a name, and the name disappears with that process. So whoever binds it is the leader, and
+nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`: a process tries
+the better ones first, and goes on to the next one if a name leads to a leader that is of no use.
 
-What passes is JSON: of a guest, all channels that it wants; of the host, pairs: its state,
-if that has changed, and notifications. The state is the `connection.Facts` on its session,
-null while there is none, and those of the guest's channels that are in force.
+- A follower receives what it listens on once `FollowerSession.listen` has returned, as on any session.
+- A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for `SILENCE`
+  seconds leaves. While the leader has no connection, its followers wait for half a minute to a
+  minute before they look for another way.
+- A leader never waits for a follower: it drops a follower whose socket is full. The dropped process
+  joins again, and catches up with what it missed.
+- Neither side talks to a process of another user or of other namespaces, see `_peer`.
+
+The messages are JSON. A follower sends the list of all channels that it wants. A leader sends
+pairs of its state, null if unchanged, and a list of notifications. The state is a pair of the
+`connection.Facts` on its session, null while there is none, and the follower's channels that are
+in force.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -37,290 +43,459 @@ import time
 import psycopg2
 from psycopg2.extensions import Notify
 
+from . import threads
 from .connection import Facts
+from .forks import close_in_children
 from .listener import LONGEST_DELAY, Moved, Session
-from .log import MOVED, SECRETS, log_bug
+from .log import LOST, MOVED, SECRETS, log_bug
 
 _logger = logging.getLogger(__name__)
 
-#: whether this system can do it
-POSSIBLE = hasattr(socket, "SO_PEERCRED")
-# Seconds that a host may take to answer. With it a guest that was deaf is back within its check interval.
-PATIENCE = 0.9
-# The better first: no job keeps the interpreter of a gevent process busy.
-_KINDS = ("evented", "plain")
-# Bytes, more than a message has; notifications in one.
-_LONGEST, _BATCH = 1 << 20, 50
-# Read when it is loaded: later there may be another version in its place.
+# Seconds for a leader to accept a connection and send its first message.
+GREETING_TIMEOUT = 0.9
+# Seconds between two messages of a leader, and without any until a follower leaves. The difference is
+# what a busy machine may take to run a thread.
+HEARTBEAT, SILENCE = 2.0, 4.5
+# Seconds during which a process does not follow a leader again: one that delivered nothing, or was silent.
+AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
+# The names, the better ones first: nothing but the event loop keeps a gevent process busy, while the jobs of
+# other processes may hold the interpreter for seconds. The second name of each kind is for processes to gather
+# at while the leader at the first one is of no use to them.
+_RANKS = ("evented", "evented-2", "plain", "plain-2")
+# Bytes: more than any message has; what a message of several notifications may have. A socket refuses a message
+# that is larger than its buffer, of which Linux grants 208 kB by default.
+_LONGEST_MESSAGE, _BATCH = 1 << 20, 1 << 16
+# Read when the module is loaded: an update may replace the files of a running process.
 _CODE = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
 
 
-class Sharing(object):
-    """How a listener comes to its sessions: as a guest, or by itself, then as a host if it can be.
+def possible():
+    """Return whether processes can share a connection on this system. Linux with /proc is needed."""
+    try:
+        return hasattr(socket, "SO_PEERCRED") and bool(_namespaces())
+    except OSError:
+        return False
 
-    ``direct()`` returns a session of its own; ``parameters()`` the libpq keywords that it
-    would have; ``share``: whether to; ``evented``: whether this is a gevent process.
-    ``listener`` is to be set.
+
+class Sharing(object):
+    """Finds the session of a listener: that of a leader, or a connection of this process.
+
+    ``direct(unproven)`` returns a `listener.DirectSession`, and tries the addresses in the list
+    ``unproven`` last. ``parameters()`` returns the libpq keywords of such a session. ``share``: whether
+    to share at all; ``evented``: whether this is a gevent process.
+
+    `connect` and `close` are to be called from the listener's thread, `better` from any.
     """
 
     def __init__(self, direct, parameters, share, evented):
-        self.listener = None
         self._direct = direct
         self._parameters = parameters
-        self._kind = -1 if not (share and POSSIBLE) else 0 if evented else 1
-        self._host = self._guest = None
-        self._lock = threading.Lock()
+        own = (0, 1) if evented else (2, 3)
+        #: the ranks at which this process may lead, and those at which it may follow
+        self._own_ranks = own if share and possible() else ()
+        self._reach = range(own[-1] + 1) if self._own_ranks else range(0)
+        self._leader = None
+        self._last = None
+        #: pid of a leader -> monotonic seconds until which it is not followed
+        self._avoided = {}
+        #: addresses that led to a session on which no token arrived, the latest one last
+        self._unproven = []
 
-    def connect(self):
-        """Return a session; raise ``psycopg2.Error`` or ``OSError`` if there is none to be had."""
-        with self._lock:
-            last = self._guest
-            # Through whom nothing was heard at all is not asked twice running.
-            deaf = last is not None and last.fault and last.confirmed is None
-            # At random, or all would try by themselves at the same time.
-            patience = LONGEST_DELAY * random.uniform(6, 12)
-            self._guest = None if deaf else self._find(self._kind + (self._host is None), patience)
-            return self._guest or self._direct()
+    def connect(self, listener):
+        """Return a session for ``listener``; raise ``psycopg2.Error`` or ``OSError`` if there is none.
+
+        It may make this process a leader, of ``listener``.
+        """
+        self._learn_from(self._last)
+        self._last = None
+        self._last = self._join_leader(listener) or self._direct(self._unproven)
+        return self._last
 
     def better(self, session):
-        """Return whether `connect` would now return a better one than ``session``. May take seconds."""
-        # Not while that is about to, which may take longer.
-        if not self._lock.acquire(False):
-            return False
-        try:
-            alone = session.host_kind is None
-            guest = self._find(self._kind + (self._host is None) if alone else session.host_kind, PATIENCE)
-            if guest:
-                guest.close()
-            return guest is not None
-        finally:
-            self._lock.release()
+        """Return whether `connect` is likely to return a better session than ``session``.
 
-    def _find(self, reach, patience):
-        """Return a `GuestSession` with a host of the first so many kinds; None: there is none, or it is us.
-
-        Raises `Moved` if the host has, while its session was waited for.
+        That is the session of a better leader, or one that this process may lead with. May take seconds.
         """
-        for kind in range(reach):
-            name = self._name(_KINDS[kind])
-            if kind == self._kind:
-                # That is taken, or there are no descriptors or threads left.
-                with contextlib.suppress(OSError, RuntimeError):
-                    self._host = self.listener.relay = Host(self.listener, name)
-                    if self.listener.closed:
-                        # It has ended meanwhile, and would not any more.
-                        self._host.close()
-                    return None
-            began = time.monotonic()
+        leader = self._leader if session.leader_pid is None else session
+        for rank in self._reach:
+            if leader is not None and leader.rank == rank:
+                return False
             try:
-                try:
-                    guest = GuestSession(name, kind, patience)
-                except ConnectionRefusedError:
-                    # A name is bound a moment before it can be reached.
-                    time.sleep(0.05 if kind == self._kind else 0)
-                    guest = GuestSession(name, kind, patience)
-                if self._host:
-                    self._host.close()
-                    self._host = None
-                return guest
-            except Moved:
-                # If at once, it is no host of ours.
-                if time.monotonic() - began > PATIENCE:
-                    raise
+                FollowerSession(self._name(rank), rank, GREETING_TIMEOUT, self._avoided).close()
+                return True
+            except ConnectionRefusedError:
+                # Nobody leads at this rank.
+                if leader is None and rank in self._own_ranks:
+                    return True
             except (OSError, psycopg2.Error):
-                # There is none, or it does not answer, or it has no session itself.
-                pass
+                continue
+        return False
+
+    def close(self):
+        """Stop to lead. All followers leave."""
+        if self._leader is not None:
+            self._leader.close()
+            self._leader = None
+
+    def _join_leader(self, listener):
+        """Return the session of the best leader; None if there is none, or this process leads."""
+        for rank in self._reach:
+            own = rank in self._own_ranks
+            # A leader that begins or ends has its name for a moment without accepting followers.
+            for _attempt in range(3 if own else 1):
+                if own and self._lead(listener, rank):
+                    return None
+                try:
+                    return self._follow(listener, rank)
+                except _LeaderEnded:
+                    raise
+                except (ConnectionRefusedError, Moved):
+                    time.sleep(0.05 if own else 0)
+                except (OSError, psycopg2.Error):
+                    # This leader does not answer.
+                    break
         return None
 
-    def _name(self, kind):
+    def _follow(self, listener, rank):
+        """Return a `FollowerSession`, and stop to lead; see there what is raised."""
+        began = time.monotonic()
+        # All followers wait for a leader without a connection. At random, so that they do not all give up at
+        # the same time.
+        patience = LONGEST_DELAY * random.uniform(6, 12)
+        try:
+            session = FollowerSession(self._name(rank), rank, patience, self._avoided, lambda: listener.closed)
+        except Moved as error:
+            if GREETING_TIMEOUT < time.monotonic() - began < patience:
+                raise _LeaderEnded(str(error)) from None
+            raise
+        self.close()
+        return session
+
+    def _lead(self, listener, rank):
+        """Become a leader at ``rank``, unless this process leads already; return whether it leads there now."""
+        if self._leader is not None:
+            return self._leader.rank == rank
+        try:
+            self._leader = Leader(listener, self._name(rank), rank)
+        except (OSError, RuntimeError):
+            # The name is taken, or there is no descriptor or thread left.
+            return False
+        return True
+
+    def _learn_from(self, session):
+        """Note what the last session says about its leader or its address."""
+        now = time.monotonic()
+        self._avoided = {pid: until for pid, until in self._avoided.items() if until > now}
+        if session is None:
+            return
+        if session.leader_pid is not None:
+            if session.avoid_for:
+                self._avoided[session.leader_pid] = now + session.avoid_for
+            return
+        if session.place in self._unproven:
+            self._unproven.remove(session.place)
+        if session.confirmed is None:
+            self._unproven.append(session.place)
+
+    def _name(self, rank):
         own, env = self._parameters(), os.environ
-        # No secrets, since anybody may read names, and guess; who has a wrong one is of the same user.
+        # Without secrets: anybody can see the names, and could try out passwords. A process with a wrong password
+        # runs as the same user and could read the right one.
         alike = [(key, str(own[key])) for key in sorted(own) if key not in SECRETS + ("application_name",)]
         alike += [(key, env[key]) for key in sorted(env) if key[:2] == "PG" and key not in ("PGPASSWORD", "PGAPPNAME")]
-        digest = hashlib.sha256(_CODE + ascii([os.geteuid(), alike]).encode()).hexdigest()[:32]
-        return "\0bus_alt_connection/%s/%s" % (digest, kind)
+        identity = ascii([os.geteuid(), _namespaces(), alike]).encode()
+        digest = hashlib.sha256(_CODE + identity).hexdigest()[:32]
+        return "\0bus_alt_connection/%s/%s" % (digest, _RANKS[rank])
 
 
-class GuestSession(Session):
-    """A session by way of that of the host at ``name``; `DirectSession` says what its methods do.
+class _LeaderEnded(Moved):
+    """A leader ended while it was waited for. It may have found a better one, so start again with the best rank."""
 
-    Raises ``OSError`` or `Moved` if there is no host, it does not answer or is another
-    user's, or it has had no session itself for ``patience`` seconds.
+
+class FollowerSession(Session):
+    """The session of a leader, as a follower sees it. The methods do what those of `DirectSession` do.
+
+    ``patience``: the seconds that a leader without a connection is waited for; ``avoided``: the pids of
+    leaders not to follow; ``give_up()``: whether to wait no longer. Raises ``ConnectionRefusedError`` if
+    nobody leads at ``name``, else ``OSError`` or `Moved` if this leader is of no use.
     """
 
-    facts = None
+    #: seconds during which not to follow this leader again
+    avoid_for = 0.0
 
-    def __init__(self, name, kind, patience):
-        self.host_kind = kind
-        self._in_force, self._arrived = frozenset(), []
+    def __init__(self, name, rank, patience, avoided=(), give_up=lambda: False):
+        self.rank = rank
+        self._in_force = frozenset()
+        self._arrived = []
+        self._closed_by_leader = False
         with _closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as self._socket:
-            self.fileno, self.close = self._socket.fileno, self._socket.close
-            self._socket.settimeout(PATIENCE)
+            close_in_children(self._socket)
+            self.fileno = self._socket.fileno
+            self.close = self._socket.close
+            self._socket.settimeout(GREETING_TIMEOUT)
             self._socket.connect(name)
-            self._host = "process %d" % _peer(self._socket)
+            self.leader_pid = _peer(self._socket)
+            if self.leader_pid in avoided:
+                raise Moved("process %d is not followed for now" % self.leader_pid)
+            self._leader = "process %d" % self.leader_pid
             self._read()
-            self._socket.settimeout(patience)
-            while self.facts is None:
-                self._read()
+            deadline = time.monotonic() + patience
+            self._wait_until(lambda: self.facts is not None or give_up(), deadline)
+            if self.facts is None:
+                raise Moved(self._leader + " has no connection")
 
-    def listen(self, channels):
-        # The host may have dropped, since, what it had for us.
+    def listen(self, channels, warn):
+        # The leader may have stopped to listen on channels that this session did not want meanwhile.
         self._in_force &= self.channels
-        self._socket.settimeout(PATIENCE)
+        fit = {name for name in channels if _is_channel(name)}
         try:
-            self._socket.send(_message(*sorted(channels)))
-            while not channels <= self._in_force:
-                self._read()
+            self._socket.settimeout(GREETING_TIMEOUT)
+            self._socket.send(json.dumps(sorted(fit)).encode())
+            self._wait_until(lambda: fit <= self._in_force, time.monotonic() + SILENCE)
         except OSError:
-            self.fault = MOVED, self._host + ", through which it listened, does not answer"
+            self.avoid_for = AVOID_SILENT
+            self.fault = MOVED, self._leader + ", through which it listened, does not answer"
             raise Moved(self.fault[1]) from None
         self._socket.setblocking(False)
         self.channels = channels
 
     def receive(self):
+        """Return the notifications that have arrived, without waiting for any."""
         with contextlib.suppress(BlockingIOError):
-            self._read()
+            while not self._arrived:
+                self._read()
+        if self.seconds_until_silent() <= 0:
+            self.avoid_for = AVOID_SILENT
+            text = "%s, through which it listened, has been silent for %.1f s"
+            raise psycopg2.OperationalError(text % (self._leader, SILENCE))
         arrived, self._arrived = self._arrived, []
         return arrived
 
+    def seconds_until_silent(self):
+        return max(self._read_at + SILENCE - time.monotonic(), 0.0)
+
+    def why_unheard(self, sender, leaked):
+        self.avoid_for = AVOID_UNHEARD if self.confirmed is None else AVOID_SILENT
+        return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader
+
+    def _wait_until(self, condition, deadline):
+        """Read until ``condition()``; raise ``OSError`` if that is not so at ``deadline``, or the leader is silent."""
+        while not condition():
+            left = min(deadline - time.monotonic(), SILENCE)
+            if left <= 0:
+                raise socket.timeout("timed out")
+            self._socket.settimeout(left)
+            self._read()
+
     def _read(self):
+        """Read one message."""
         try:
-            state, notifications = json.loads(self._socket.recv(_LONGEST).decode())
-            self._arrived += [Notify(*one) for one in notifications]
+            state, notifications = json.loads(self._socket.recv(_LONGEST_MESSAGE).decode())
+            self._arrived += [Notify(*each) for each in notifications]
             if state:
-                facts, in_force = Facts(*state[0]) if state[0] else None, frozenset(state[1])
+                facts = Facts(*state[0]) if state[0] else None
+                in_force = frozenset(state[1])
         except (ConnectionError, ValueError, TypeError, LookupError, RecursionError):
-            raise Moved(self._host + ", through which it listened, is gone") from None
+            raise Moved(self._leader + ", through which it listened, is gone") from None
+        self._read_at = time.monotonic()
         if state:
-            facts = facts and facts._replace(address="%s at %s" % (self._host, facts.address))
+            if facts is not None:
+                facts = facts._replace(address="%s at %s" % (self._leader, facts.address))
             if self.facts not in (None, facts):
-                raise psycopg2.OperationalError(self._host + ", through which it listened, has lost its connection")
-            self.facts, self._in_force = facts, in_force
+                raise psycopg2.OperationalError(self._leader + ", through which it listened, has lost its connection")
+            self.facts = facts
+            self._in_force = in_force
 
 
-class Host(object):
-    """Hands on to guests, at ``name``, what ``listener`` receives.
+class Follower(object):
+    """A process that follows this one: a feed of the leader's listener.
 
-    ``channels``: those of all guests. `put` and `inform` may be called by any thread.
-    Raises ``OSError`` if the name is taken or there are no descriptors, ``RuntimeError`` if no threads.
+    Any thread may call `put`, `tell`, `beat`, `drop` and `close`.
     """
 
-    def __init__(self, listener, name):
+    #: it does not keep the listener alive
+    local = False
+
+    def __init__(self, connected):
         self.channels = frozenset()
-        self._listener = listener
-        #: socket -> its channels; its state, as it was last told
-        self._wanted, self._told = {}, {}
-        self._ended = False
+        self.socket = connected
+        self._state = None
+        # Another file that is opened may get the number of a closed socket. So a socket is never closed while
+        # another thread sends.
         self._lock = threading.Lock()
+
+    def put(self, notifications):
+        """Send ``notifications``. Return True: a follower catches up with what it misses by itself."""
+        texts = [_text(each) for each in notifications]
+        while texts:
+            size, count = 0, 0
+            while count < len(texts) and (count == 0 or size + len(texts[count]) <= _BATCH):
+                size += len(texts[count])
+                count += 1
+            self._send("[null, [%s]]" % ", ".join(texts[:count]))
+            del texts[:count]
+        return True
+
+    def tell(self, facts, numbers):
+        """Send the leader's state, unless it is as before."""
+        state = [facts, sorted(numbers)]
+        if state != self._state:
+            self._state = state
+            self._send(json.dumps([state, []]))
+
+    def beat(self):
+        """Send a heartbeat."""
+        self._send("[null, []]")
+
+    def drop(self):
+        """Hang up. The follower notices it at once."""
+        with self._lock, contextlib.suppress(OSError):
+            # A forked child may hold a copy of the socket, so closing it would not be enough.
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        """Close the socket."""
+        with self._lock:
+            self.socket.close()
+
+    def _send(self, text):
+        try:
+            with self._lock:
+                self.socket.send(text.encode())
+        except OSError:
+            # It is gone, or does not read.
+            self.drop()
+
+
+class Leader(object):
+    """Accepts followers for ``listener`` at ``name``, in a thread of its own, until it is closed.
+
+    Raises ``OSError`` if the name is taken or there is no descriptor left, ``RuntimeError`` if no thread.
+    """
+
+    def __init__(self, listener, name, rank):
+        self.rank = rank
+        self._listener = listener
+        self._closed = False
+        #: connected socket -> its `Follower`
+        self._followers = {}
         with _closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as self._server:
+            close_in_children(self._server)
             self._server.bind(name)
             self._server.listen(128)
             with _closed_on_error(selectors.DefaultSelector()) as selector:
-                name = "%s.%s" % (__name__, listener.database)
-                threading.Thread(target=self._run, args=[selector], name=name, daemon=True).start()
+                selector.register(self._server, selectors.EVENT_READ)
+                threads.start(functools.partial(self._run, selector), "%s.%s" % (__name__, listener.database))
 
     def close(self):
-        """Let all guests go, and have no more. Returns at once."""
-        self._ended = True
-        # A fork may have copies, for which closing is not enough; so before `_run` closes them.
-        for one in list(self._wanted) + [self._server]:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def put(self, notifications):
-        """Send each guest those on its channels."""
-        # A message longer than the buffer of a socket is refused.
-        for part in [notifications[at : at + _BATCH] for at in range(0, len(notifications), _BATCH)]:
-            present, messages = {one.channel for one in part}, {}
-            # A copy, made in one go.
-            for guest, channels in list(self._wanted.items()):
-                wanted = channels & present
-                if wanted not in messages:
-                    fit = [(one.pid, one.channel, one.payload) for one in part if one.channel in wanted]
-                    messages[wanted] = _message(None, fit)
-                if wanted:
-                    self._send(guest, messages[wanted])
-
-    def inform(self):
-        """Tell each guest what there is of a session, if it does not know."""
-        with self._lock:
-            session = self._listener.session
-            # Once it is ended they are let go, which is no outage.
-            ended = self._ended or self._listener.closed
-            told, self._told = self._told, {}
-            for guest, channels in [] if ended else list(self._wanted.items()):
-                state = [session.facts, sorted(session.channels & channels)] if session else [None, []]
-                self._told[guest] = state
-                if told.get(guest) != state:
-                    self._send(guest, _message(state, []))
-
-    def _send(self, guest, message):
+        """Drop all followers, and accept no more. Returns at once. Any thread may call it."""
+        self._closed = True
+        # This wakes up the thread, which closes the sockets.
         with contextlib.suppress(OSError):
-            guest.send(message)
-            return
-        # It does not read. Having been let go it comes back, and looks up what it has missed.
-        with contextlib.suppress(OSError):
-            guest.shutdown(socket.SHUT_RDWR)
+            self._server.shutdown(socket.SHUT_RDWR)
+        # Not left to the thread, since the listener may be about to tell the followers of another session.
+        for follower in list(self._followers.values()):
+            follower.drop()
 
     def _run(self, selector):
+        heartbeat_due = 0.0
         with self._server, selector:
-            selector.register(self._server, selectors.EVENT_READ)
-            while not self._ended:
+            while not self._closed:
                 try:
-                    for key, _events in selector.select():
-                        (self._accept if key.fileobj is self._server else self._hear)(selector, key.fileobj)
-                    self.inform()
+                    wait = max(heartbeat_due - time.monotonic(), 0.0) if self._followers else None
+                    for key, _events in selector.select(wait):
+                        if key.fileobj is self._server:
+                            self._accept(selector)
+                        else:
+                            self._read(selector, key.fileobj)
+                    if time.monotonic() >= heartbeat_due:
+                        heartbeat_due = time.monotonic() + HEARTBEAT
+                        for follower in self._followers.values():
+                            follower.beat()
                 except Exception as error:
-                    log_bug(_logger, error)
-        guests, self._wanted, self.channels = self._wanted, {}, frozenset()
-        for guest in guests:
-            guest.close()
+                    self._listener.journal.add(log_bug, _logger, error)
+            for connected in list(self._followers):
+                self._followers[connected].drop()
+                self._remove(selector, connected)
 
-    def _accept(self, selector, server):
+    def _accept(self, selector):
         try:
-            with _closed_on_error(server.accept()[0]) as guest:
-                _peer(guest)
-                guest.setblocking(False)
-                guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
-                selector.register(guest, selectors.EVENT_READ)
-                self._wanted[guest] = frozenset()
+            with _closed_on_error(self._server.accept()[0]) as connected:
+                _peer(connected)
+                close_in_children(connected)
+                connected.setblocking(False)
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST_MESSAGE)
+                selector.register(connected, selectors.EVENT_READ)
         except PermissionError:
-            pass
+            return
         except OSError:
-            # Out of descriptors: who comes gets no answer, and connects by itself.
-            time.sleep(0 if self._ended else 0.5)
+            # There is no descriptor left. The other process waits for an answer in vain, and goes another way.
+            time.sleep(0 if self._closed else 0.5)
+            return
+        follower = self._followers[connected] = Follower(connected)
+        # The listener tells more later. The other process wants to know at once that somebody is there.
+        follower.tell(None, {})
+        if not self._listener.add(follower):
+            self._remove(selector, connected)
 
-    def _hear(self, selector, guest):
+    def _read(self, selector, connected):
+        """Read which channels a follower wants; remove a follower that is gone or sent something else."""
         try:
-            names = json.loads(guest.recv(_LONGEST).decode())
-            # What PostgreSQL would not take would cost us our session.
-            if not isinstance(names, list) or not all(0 < len(one.encode()) < 64 and "\0" not in one for one in names):
+            names = json.loads(connected.recv(_LONGEST_MESSAGE).decode())
+            if not isinstance(names, list):
                 raise ValueError
-            self._wanted[guest] = frozenset(names)
-        except (OSError, ValueError, AttributeError, RecursionError):
-            selector.unregister(guest)
-            del self._wanted[guest]
-            guest.close()
-        self.channels = frozenset().union(*self._wanted.values())
-        self._listener.wake()
+        except (OSError, ValueError, RecursionError):
+            self._remove(selector, connected)
+            return
+        # A name that PostgreSQL does not take must not cost the other followers their session.
+        fit = frozenset(name for name in names if _is_channel(name))
+        self._listener.listen(self._followers[connected], fit)
+
+    def _remove(self, selector, connected):
+        follower = self._followers.pop(connected)
+        selector.unregister(connected)
+        self._listener.remove(follower)
+        follower.close()
 
 
-def _message(*parts):
-    return json.dumps(parts).encode()
+def _is_channel(name):
+    try:
+        return isinstance(name, str) and 0 < len(name.encode()) < 64 and "\0" not in name
+    except UnicodeError:
+        return False
+
+
+# All followers on a channel get the same text.
+@functools.lru_cache(maxsize=64)
+def _text(notification):
+    return json.dumps([notification.pid, notification.channel, notification.payload])
 
 
 def _peer(connected):
-    """Return the pid at the other end; raise ``PermissionError`` if it is another user's."""
+    """Return the pid of the process at the other end; raise ``PermissionError`` if it is not to be trusted.
+
+    Containers with a shared network namespace can reach each other, and the same uid may be a different
+    user there. So both processes have to be in the same namespaces. Linux reports pid 0 for a process
+    that the pid namespace of this one does not contain.
+    """
     pid, uid, _gid = struct.unpack("iII", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid != os.geteuid():
-        raise PermissionError("process %d is another user's" % pid)
+    if uid != os.geteuid() or pid <= 0 or _namespaces(pid) != _namespaces():
+        raise PermissionError("process %d belongs to another user or container" % pid)
     return pid
 
 
+def _namespaces(pid="self"):
+    """Return the inodes of the pid and user namespaces of a process; raise ``OSError`` if they can't be read.
+
+    Not of the mount namespace: systemd's PrivateTmp gives each service its own, and services should share.
+    """
+    return [os.stat("/proc/%s/ns/%s" % (pid, kind)).st_ino for kind in ("pid", "user")]
+
+
 @contextlib.contextmanager
-def _closed_on_error(one):
+def _closed_on_error(resource):
     try:
-        yield one
+        yield resource
     except Exception:
-        one.close()
+        resource.close()
         raise

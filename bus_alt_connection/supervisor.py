@@ -12,6 +12,7 @@ side by side in that thread, as `tasks`, so that a database that hangs delays ne
 nor other databases.
 """
 
+import collections
 import contextlib
 import logging
 import os
@@ -61,6 +62,13 @@ NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "p
 _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text"
 
 
+#: ``sender``: `connection.Facts` on the pooled connection; ``moment``: a `lookup.Moment` before the token was
+#: sent; ``sent_at``: monotonic seconds, None if no token was sent; ``leaked``: the sender received the token itself
+_Attempt = collections.namedtuple("_Attempt", "sender moment sent_at leaked")
+#: the `lookup.Moment` of the last check, and its monotonic seconds
+_Seen = collections.namedtuple("_Seen", "moment at")
+
+
 class Supervisor(object):
     """Watch over ``listener`` until it is closed.
 
@@ -76,14 +84,13 @@ class Supervisor(object):
     ):
         self.listener = listener
         self._opening = opening
-        self._open = lambda database: tasks.finish(opening(database))
         self._databases = databases
         self._configured = frozenset(configured)
         self._backlog = backlog
         self._options = options
         self._better = better
         self._began = time.monotonic()
-        self._in_force = None, frozenset()
+        self._in_force = None, {}
         self._dropped = 0
         self._cron_due = self._check_due = NEVER
         #: seconds to wait if the databases can't be listed; None: the role may not list them
@@ -96,8 +103,9 @@ class Supervisor(object):
         self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
-        #: seconds between two looks at the way, or since something was heard; what the last look saw, and when
-        self._span, self._seen = NEVER, None
+        #: seconds from a check, or from a notification after it, to the next check
+        self._span = NEVER
+        self._seen = None
 
     def run(self):
         """Do a `round` whenever something changes or is due. Raises nothing."""
@@ -107,8 +115,9 @@ class Supervisor(object):
             self.listener.wait(lambda seen=seen: self._state() != seen, min(max(seconds, 0), 3600))
         # Databases whose look-up is under way stay pending, for the next listener.
         self._tasks.close()
-        # Its last feed may have been forgotten without a word.
+        # A feed that is garbage-collected does not call close().
         self.listener.close()
+        self.listener.journal.write(NEVER)
 
     def round(self, now):
         """Do what is due at ``now``, monotonic seconds; return when to come again.
@@ -116,7 +125,7 @@ class Supervisor(object):
         While look-ups are under way it waits for them, until one ends, another step is due or a
         `SLICE` is over.
         """
-        steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up)
+        steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up, self._write_log)
         due = min([self._guarded(step, now) for step in steps])
         if self._tasks:
             due = self._guarded(self._run_tasks, min(due, now + SLICE))
@@ -127,7 +136,7 @@ class Supervisor(object):
         """How notifications arrive: LISTENING, SHARED, POLLING or DEAF."""
         deaf_since, session = self.listener.deaf_since, self.listener.session
         if deaf_since is None:
-            return LISTENING if session is None or session.host_kind is None else SHARED
+            return LISTENING if session is None or session.leader_pid is None else SHARED
         if self._polling and (self._backlog.works or not self._with_bus()):
             return POLLING
         soon = time.monotonic() - deaf_since < GRACE
@@ -137,11 +146,29 @@ class Supervisor(object):
         """Return how the listener is, a dictionary for `health`."""
         session, channels = self.listener.in_force
         round_trip = session and session.round_trip
-        status = {"mode": self.mode, "reconnects": max(self.listener.lives - 1, 0), "listening": bool(channels)}
-        status["confirmed"] = session is not None and session.confirmed is not None
-        status["seconds_since_check"] = self._last_check and round(time.monotonic() - self._last_check, 3)
-        status["round_trip_ms"] = round_trip and round(round_trip * 1000, 3)
-        return status
+        return {
+            "mode": self.mode,
+            "problem": self._problem(),
+            "reconnects": max(self.listener.lives - 1, 0),
+            "listening": bool(channels),
+            "confirmed": session is not None and session.confirmed is not None,
+            "seconds_since_check": self._last_check and round(time.monotonic() - self._last_check, 3),
+            "round_trip_ms": round_trip and round(round_trip * 1000, 3),
+        }
+
+    def _problem(self):
+        """Return what is wrong, in words that anybody may read; None if nothing is."""
+        mode = self.mode
+        if mode == DEAF:
+            return "notifications do not arrive"
+        if mode == POLLING:
+            return "nothing listens, so notifications arrive late"
+        if not self._sender_works:
+            return "nothing can be sent through the connection of Odoo's other cursors"
+        interval, last = self._check_interval(), self._last_check
+        if interval and last is not None and time.monotonic() - last > interval + CHECK_TIMEOUT:
+            return "the last check of the listener is older than the check interval"
+        return None
 
     # The steps. Each returns when it has to be called again, if nothing changes.
 
@@ -152,7 +179,7 @@ class Supervisor(object):
             self._check_due = now
         if BUS_CHANNEL in self.listener.wanted:
             self._backlog.begin(now)
-        gained = self.listener.take_gained()
+        gained = {name for name, number in self._in_force[1].items() if before[1].get(name) != number}
         if BUS_CHANNEL in gained:
             self._backlog.add_pending(self._with_bus(), now, afresh=True)
         # Not at the first start: cron would begin at once instead of after a minute.
@@ -189,64 +216,113 @@ class Supervisor(object):
         return self._cron_due
 
     def _check(self, now):
-        """See that what is sent arrives; if it does not, say why and have us reconnect.
+        """Check that what is sent arrives; if it does not, say why and have the listener reconnect.
 
-        What arrives anyway is as good as what we would send, and one that sends is enough
-        for all that listen: NOTIFY wakes every one of them.
+        A session with new channels has to receive a token that this process sent. After that any
+        notification shows that it still receives. So one process that sends a heartbeat is enough
+        for all that listen in the database: NOTIFY wakes up every one of them.
         """
-        session, channels = self._in_force
-        if session is None or not (channels or session.facts.pooled):
+        session, numbers = self._in_force
+        if session is None or not (numbers or session.facts.pooled):
             return NEVER
-        first = session.confirmed != channels
-        if not first:
-            self._check_due = max(self._check_due, min(self._seen[1], session.heard_at) + self._span)
+        channels = frozenset(numbers)
+        proven = session.confirmed == channels
+        if proven:
+            self._check_due = max(self._check_due, min(self._seen.at, session.heard_at) + self._span)
         if now < self._check_due:
             return self._check_due
         self._check_due = now + RETRY
-        interval = self._options.check_interval and max(self._options.check_interval, SHORTEST_CHECK_INTERVAL)
-        patience = min(CHECK_TIMEOUT, interval / 3 or CHECK_TIMEOUT)
-        token, leaked = uuid.uuid4().hex, []
+        attempt = self._send_token(session, proven, now)
+        if attempt is None:
+            return self._check_due
+        if attempt.sent_at is not None and not self.listener.wait_for_token(session, self._patience()):
+            self._give_up(session, attempt)
+            return self._check_due
+        self._note_success(session, channels, attempt, now)
+        if proven and self._better(session):
+            self.listener.replace(session, log.MOVED, "there is a better connection to share")
+        return self._check_due
+
+    def _send_token(self, session, proven, now):
+        """Send a token unless a notification from elsewhere shows that ``session`` receives.
+
+        Return an `_Attempt`; None if the pooled connection does not work.
+        """
+        token = uuid.uuid4().hex
         self.listener.expect(token)
         try:
-            with contextlib.closing(self._open(self.listener.database)) as ordinary:
-                facts, began = ordinary.examine(), time.monotonic()
-                snapshot = ordinary.row(_SNAPSHOT)[0]
-                elsewhere = (facts.started, facts.database) != (session.facts.started, session.facts.database)
-                sends = first or elsewhere or session.heard_at + 0.98 * self._span <= now
-                if sends:
-                    # At first to nobody else; a pooler may have kept the LISTEN of somebody on the other channel.
-                    ordinary.execute(NOTIFY, (session.check_channel if first else HEARTBEAT_CHANNEL, token))
-                    leaked = [one for one in ordinary.receive() if one.payload == token]
+            with contextlib.closing(tasks.finish(self._opening(self.listener.database))) as pooled:
+                facts = pooled.examine()
+                began = time.monotonic()
+                moment = lookup.Moment(pooled.row(_SNAPSHOT)[0], facts.started)
+                if proven and not self._needs_token(session, facts, now):
+                    attempt = _Attempt(facts, moment, None, False)
+                else:
+                    pooled.execute(NOTIFY, (self._token_channel(session, proven), token))
+                    leaked = any(each.payload == token for each in pooled.receive())
+                    attempt = _Attempt(facts, moment, began, leaked)
         except (psycopg2.Error, OSError) as error:
-            if self._sender_works:
+            self._sender_works = False
+            if log.rarely(("sending", self.listener.database)):
                 text = "can't tell whether the listener of database %s hears: sending fails: %s"
                 text += "; trying again, the listener is left as it is"
                 _logger.warning(text, self.listener.database, error)
-            self._sender_works = False
-            return self._check_due
+            return None
         self._sender_works = True
-        if sends and not self.listener.hears(session, patience):
-            # What was lost meanwhile has told why.
-            if self.listener.session is session:
-                direct = session.examined()
-                # Who says no LISTEN was handed the connection that we said it on.
-                direct = direct._replace(pooled=direct.pooled or bool(leaked))
-                self.listener.replace(session, log.DEAF, connection.why_deaf(direct, facts))
-            return self._check_due
+        return attempt
+
+    def _needs_token(self, session, sender, now):
+        """Return whether only a token of this process can show that the proven ``session`` still receives."""
+        if (sender.started, sender.database) != (session.facts.started, session.facts.database):
+            return True
+        # PgDog before 0.1.52 takes channels of the same name in two databases for one. So what arrives through a
+        # pooler may come from another database.
+        return session.facts.pooled or session.heard_at + 0.98 * self._span <= now
+
+    def _token_channel(self, session, proven):
+        # A session that no token has reached yet may be behind a pooler that has kept the LISTEN of another
+        # process: nobody but this session listens on the check channel. Through a pooler the second token then
+        # has to prove a channel that has the same name in all databases, as Odoo's have.
+        if proven or (session.facts.pooled and session.confirmed is not None):
+            return HEARTBEAT_CHANNEL
+        return session.check_channel
+
+    def _give_up(self, session, attempt):
+        # The end of a session that was lost meanwhile has been reported already.
+        if self.listener.session is session:
+            self.listener.replace(session, *session.why_unheard(attempt.sender, attempt.leaked))
+
+    def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
-        if sends:
-            self.listener.confirm(session, channels, self._last_check - began)
-        seen, self._seen = self._seen, (lookup.Moment(snapshot, facts.started), now)
+        last_seen, self._seen = self._seen, _Seen(attempt.moment, now)
+        # NOTIFY keeps the order of commits: when a token arrives, everything that the snapshot taken before it
+        # shows has been delivered. A notification from elsewhere shows that only for the last check's snapshot.
+        heard = last_seen
+        if attempt.sent_at is not None:
+            self.listener.confirm(session, channels, self._last_check - attempt.sent_at)
+            heard = self._seen
         if BUS_CHANNEL in channels and self._dropped == self.listener.dropped:
-            # What was there at the last look has been notified before what has been heard since.
-            self._backlog.heard_up_to(*(self._seen if sends else seen))
-        if not first and self._better(session):
-            self.listener.replace(session, log.MOVED, "there is a better one to listen through")
-        # So that a verdict is there when the interval is over; at random, so that one speaks first.
-        longest = interval - patience - connection.PROBE_TIMEOUT if interval else NEVER
+            self._backlog.heard_up_to(*heard)
+        interval = self._check_interval()
+        # A failure has to be known when the interval is over, so the check begins earlier. The processes start
+        # theirs at random, so that the first one sends for all.
+        longest = interval - self._patience() - connection.PROBE_TIMEOUT if interval else NEVER
         self._span = longest * random.uniform(0.9, 1)
         self._check_due = min(now, session.heard_at) + self._span
-        return self._check_due
+
+    def _check_interval(self):
+        """Return the configured seconds, at least the shortest possible; 0 if checks are off."""
+        interval = self._options.check_interval
+        return interval and max(interval, SHORTEST_CHECK_INTERVAL)
+
+    def _patience(self):
+        """Return the seconds that a token may take to arrive."""
+        return min(CHECK_TIMEOUT, self._check_interval() / 3 or CHECK_TIMEOUT)
+
+    def _write_log(self, now):
+        """Write what the listener's thread has to say, last of all: a log handler may block."""
+        self.listener.journal.write(now)
+        return self.listener.journal.due
 
     def _poll(self, now):
         """While no LISTEN is confirmed, have bus_bus looked into instead."""
@@ -278,8 +354,8 @@ class Supervisor(object):
     # What they are made of ------------------------------------------------------
 
     def _state(self):
-        one = self.listener
-        return one.in_force, one.gained, one.wanted, one.dropped, one.deaf_since
+        listener = self.listener
+        return listener.in_force, listener.wanted, listener.dropped, listener.deaf_since, listener.journal.due
 
     def _guarded(self, step, now):
         try:
@@ -358,8 +434,8 @@ class Supervisor(object):
         return found
 
     def _state(self):
-        one = self.listener
-        return one.in_force, one.gained, one.wanted, one.dropped, one.deaf_since
+        listener = self.listener
+        return listener.in_force, listener.wanted, listener.dropped, listener.deaf_since, listener.journal.due
 
     def _guarded(self, step, now):
         try:

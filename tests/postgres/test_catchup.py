@@ -10,7 +10,7 @@ import pytest
 
 from bus_alt_connection import catchup, lookup
 from stack.pgbouncer import PgBouncer
-from stack.postgres import PASSWORD, USER, PostgreSQL
+from stack.postgres import USER, PostgreSQL
 from stack.process import identity
 from stack.waiting import wait_until
 from tests.support.backlog import AskedBacklog

@@ -1,6 +1,5 @@
 import gc
 import logging
-import socket
 import sys
 import threading
 import types
@@ -46,8 +45,8 @@ def listen(fake, events):
     """Return a function that starts a listener for the feeds; it is ended after the test."""
     started = []
 
-    def listen(*feeds, connect=fake.connect, stopping=lambda: False):
-        listener = Listener("postgres", connect, stopping, events, 19)
+    def listen(*feeds, connect=fake.connect, stopping=lambda: False, **more):
+        listener = Listener("postgres", connect, stopping, events, 19, **more)
         for feed in feeds:
             listener.add(feed)
         # Weakly held there.
@@ -195,7 +194,5 @@ def _end(listeners):
             assert not thread.is_alive()
     # The garbage collector would, and complain.
     for listener in listeners:
-        for value in vars(listener).values():
-            if isinstance(value, socket.socket):
-                value.close()
+        listener._waker.close()
     gc.collect()

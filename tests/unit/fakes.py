@@ -11,7 +11,7 @@ import time
 import psycopg2
 from psycopg2.extensions import Notify
 
-from bus_alt_connection import connection, lookup, tasks
+from bus_alt_connection import connection, log, lookup, tasks
 from bus_alt_connection.listener import Session
 
 _PAST = 1000000  # microseconds, of the server's start
@@ -75,8 +75,8 @@ class FakeServer:
 
     # The direct way
 
-    def connect(self):
-        """Return a new :class:`FakeSession`."""
+    def connect(self, listener=None, last=()):
+        """Return a new :class:`FakeSession`; see :class:`~bus_alt_connection.sharing.Sharing` for the arguments."""
         with self._lock:
             self.connects += 1
             if self._refusing:
@@ -144,7 +144,7 @@ class FakeSession(Session):
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
 
-    def listen(self, channels):
+    def listen(self, channels, warn):
         if self._lost:
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
         self.channels = frozenset(channels)
@@ -163,8 +163,10 @@ class FakeSession(Session):
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
         return arrived
 
-    def examined(self):
-        return self.facts._replace(pooled=self.facts.pooled or self._server.seen_pooled)
+    def why_unheard(self, sender, leaked):
+        facts = self.facts._replace(started=self._server.started)
+        facts = facts._replace(pooled=facts.pooled or leaked or self._server.seen_pooled)
+        return log.UNHEARD, connection.why_deaf(facts, sender)
 
     def fileno(self):
         return self._ours.fileno()
@@ -293,10 +295,13 @@ def noted(listener):
 
 
 class FakeFeed:
-    """What a listener gives to; ``full``: it has no room."""
+    """What a listener gives to; ``full``: it has no room. ``told``: what `tell` was called with."""
+
+    local = True
 
     def __init__(self, *channels):
         self.channels = frozenset(channels)
+        self.told = []
         self.full = False
         self.arrived = queue.Queue()
 
@@ -304,6 +309,9 @@ class FakeFeed:
         for one in () if self.full else notifications:
             self.arrived.put((one.channel, one.payload))
         return not (self.full and notifications)
+
+    def tell(self, facts, numbers):
+        self.told.append((facts, numbers))
 
     def get(self):
         """Return channel and payload of the next; wait for it."""
@@ -315,7 +323,9 @@ class FakeFeed:
 
 
 class Events:
-    """What a listener tells: called by it, and waited for by a test."""
+    """Stands in for a :class:`~bus_alt_connection.log.Journal` whose events a test waits for."""
+
+    due = float("inf")
 
     def __init__(self):
         self._events = queue.Queue()
@@ -324,6 +334,12 @@ class Events:
     def __call__(self, event):
         self.also(event)
         self._events.put(event)
+
+    def add(self, write, *args):
+        write(*args)
+
+    def write(self, now):
+        """There is nothing to write."""
 
     def expect(self, *kinds):
         """Return the last of the next events, which are to be of these kinds."""

@@ -11,8 +11,14 @@ import pytest
 from psycopg2 import extensions
 
 from bus_alt_connection import listener as listener_module
-from bus_alt_connection.listener import Backoff, DirectSession, Listener
-from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST
+from bus_alt_connection.listener import (
+    IMMEDIATE_RECONNECTS,
+    SECONDS_PER_RECONNECT,
+    Backoff,
+    DirectSession,
+    Listener,
+)
+from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from tests.unit.fakes import FakeFeed, connected
 
@@ -60,8 +66,8 @@ def test_a_lost_session_is_replaced(fake, events, listen, what):
         event = events.expect(LOST)
         assert event.reason == "server closed the connection unexpectedly"
     else:
-        listener.replace(lost, DEAF, "nothing comes")
-        event = events.expect(DEAF)
+        listener.replace(lost, UNHEARD, "nothing comes")
+        event = events.expect(UNHEARD)
         assert event.reason == "nothing comes"
     assert event.session is lost and lost.closed
     connected(listener, lost)
@@ -76,7 +82,7 @@ def test_a_session_that_is_gone_is_not_replaced_again(fake, events, listen):
     fake.cut()
     events.expect(LOST)
     kept = connected(listener, lost)
-    listener.replace(lost, DEAF, "late")
+    listener.replace(lost, UNHEARD, "late")
     listener.confirm(lost, frozenset(["imbus"]), 0.001)
     fake.notify("imbus", "[]")
     assert listener.session is kept and kept.confirmed is None
@@ -195,7 +201,7 @@ def test_it_outlives_a_want_of_descriptors(fake, events, listen, monkeypatch, nu
 def test_what_keeps_it_from_connecting_is_an_event(fake, events, listen, error):
     errors = [error]
 
-    def connect():
+    def connect(_listener=None):
         if errors:
             raise errors.pop()
         return fake.connect()
@@ -214,7 +220,7 @@ def test_a_bug_does_not_end_it(fake, events, listen, logged, monkeypatch, where)
         if bugs:
             raise bugs.pop()
 
-    def connect():
+    def connect(_listener=None):
         if where == "connect":
             fail()
         return fake.connect()
@@ -242,17 +248,37 @@ def test_a_path_that_cuts_at_the_first_notification_is_not_stormed(fake, events,
         # The check is heard right away.
         session = connected(listener, session)
         confirmed(listener)
-    assert 2 < fake.connects <= 7
+    # After the budget it waits 0.05 to 0.1, 0.1 to 0.2, 0.2 to 0.4 and 0.4 to 0.8 s.
+    assert IMMEDIATE_RECONNECTS < fake.connects <= IMMEDIATE_RECONNECTS + 5
 
 
-def test_in_10_s_there_are_at_most_20_connects_to_who_cuts_every_session():
-    for lasting in (0.0, 0.02, 0.5, 4.9):
-        for _ in range(100):
-            backoff, now, connects = Backoff(), 0.0, 0
-            while now < 10:
-                connects += 1
-                now += lasting + backoff.after(lasting, lasting)
-            assert connects <= 20
+@pytest.fixture
+def clock(monkeypatch):
+    """Return the time that the listener sees: ``now``, monotonic seconds."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(listener_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize("lasting", [0.0, 0.02, 0.5, 4.9])
+def test_in_10_s_there_are_at_most_20_connects_to_a_path_that_cuts_every_session(clock, lasting):
+    for _ in range(100):
+        backoff, begin, connects = Backoff(), clock.now, 0
+        while clock.now < begin + 10:
+            connects += 1
+            clock.now += lasting
+            clock.now += backoff.after(lasting, lasting)
+        assert connects <= 20
+
+
+def test_of_ten_losses_in_a_row_most_are_replaced_at_once(clock):
+    backoff, waits = Backoff(), []
+    for _ in range(10):
+        clock.now += 0.05
+        waits.append(backoff.after(0.05, 0.05))
+    assert waits[:IMMEDIATE_RECONNECTS] == [0] * IMMEDIATE_RECONNECTS and waits[-1] > 0
+    clock.now += 10 * SECONDS_PER_RECONNECT
+    assert backoff.after(0.05, 0.05) == 0
 
 
 def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
@@ -266,11 +292,12 @@ def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
         assert longest * 0.9 < max(nth) <= longest
 
 
-def test_only_a_session_that_outlived_the_longest_delay_is_replaced_at_once():
+def test_a_session_that_outlived_the_longest_delay_costs_no_budget(clock):
     backoff = Backoff()
-    for _ in range(10):
+    for _ in range(100):
+        assert backoff.after(5.1, 5.1) == 0
+    for _ in range(20):
         backoff.after(0.1, 0.1)
-    assert backoff.after(4.9, 4.9) >= 0
     assert backoff.after(0.0, 0.0) >= 2.5
     assert backoff.after(5.1, 5.1) == 0
     assert backoff.after(None, 0.0) <= 0.1
@@ -295,7 +322,7 @@ def test_a_token_that_is_already_there_counts(fake, events, listen):
     fake.notify("imbus", '["a"]')
     fake.notify(session.check_channel, "token")
     threading.Timer(0.3, busy.set).start()
-    assert listener.hears(session, 0.1)
+    assert listener.wait_for_token(session, 0.1)
 
 
 def test_a_token_counts_for_its_session_only(fake, events, listen):
@@ -303,28 +330,26 @@ def test_a_token_counts_for_its_session_only(fake, events, listen):
     first = connected(listener)
     listener.expect("token")
     fake.notify(first.check_channel, "token")
-    assert listener.hears(first, 5)
+    assert listener.wait_for_token(first, 5)
     listener.expect("another")
     fake.notify(first.check_channel, "token")
-    assert not listener.hears(first, 0.05)
+    assert not listener.wait_for_token(first, 0.05)
     fake.cut()
     events.expect(LOST)
     second = connected(listener)
     listener.expect("other")
     fake.notify(second.check_channel, "other")
     began = time.monotonic()
-    assert not listener.hears(first, 5)
+    assert not listener.wait_for_token(first, 5)
     assert time.monotonic() - began < 1
 
 
 def test_nobody_waits_for_who_is_told(fake, events, listen):
-    """Telling may mean writing to a log that hangs, and feeds must be served by other threads meanwhile."""
+    """Feeds must be served by other threads meanwhile."""
     feed, blocked = FakeFeed("imbus"), []
 
     def tell(event):
-        other = threading.Thread(
-            target=lambda: (listener.listen(feed, feed.channels | {"other"}), listener.wanted), daemon=True
-        )
+        other = threading.Thread(target=lambda: listener.wake(), daemon=True)
         other.start()
         other.join(1)
         blocked.append(other.is_alive() and event.kind)
@@ -334,8 +359,8 @@ def test_nobody_waits_for_who_is_told(fake, events, listen):
     connected(listener)
     confirmed(listener)
     events.expect(CONFIRMED)
-    listener.replace(listener.session, DEAF, "nothing comes")
-    events.expect(DEAF)
+    listener.replace(listener.session, UNHEARD, "nothing comes")
+    events.expect(UNHEARD)
     connected(listener)
     fake.refuse()
     fake.cut()
@@ -391,13 +416,16 @@ def direct_session(*errors, pooled=False):
     return session
 
 
+warn = listener_module._logger.warning
+
+
 GONE = 'could not access status of transaction 1\nDETAIL:  Could not open file "pg_xact/0000": No such file'
 
 
 def test_listen_is_said_in_one_statement(logged):
     session = direct_session()
-    session.listen(frozenset(["imbus", 'a"b']))
-    session.listen(frozenset(["cron_trigger", "imbus"]))
+    session.listen(frozenset(["imbus", 'a"b']), warn)
+    session.listen(frozenset(["cron_trigger", "imbus"]), warn)
     assert session._cnx.asked == ['LISTEN "a""b"; LISTEN imbus', 'LISTEN cron_trigger; LISTEN imbus; UNLISTEN "a""b"']
     assert session.channels == {"cron_trigger", "imbus"}
     assert not logged()
@@ -405,10 +433,10 @@ def test_listen_is_said_in_one_statement(logged):
 
 def test_through_a_pooler_each_is_said_by_itself(logged):
     session = direct_session(None, ServersError(GONE, "58P01"), pooled=True)
-    session.listen(frozenset(["cron_trigger", "imbus"]))
+    session.listen(frozenset(["cron_trigger", "imbus"]), warn)
     tidied_up = ["SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
     assert session._cnx.asked == ["LISTEN cron_trigger", "LISTEN imbus", *tidied_up]
-    session.listen(frozenset(["imbus"]))
+    session.listen(frozenset(["imbus"]), warn)
     assert session._cnx.asked[4:] == ["LISTEN imbus", "UNLISTEN cron_trigger"]
     assert session.channels == {"imbus"}
     assert len(logged()) == 1
@@ -416,13 +444,13 @@ def test_through_a_pooler_each_is_said_by_itself(logged):
 
 def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
     session = direct_session(ServersError(GONE, "58P01"))
-    session.listen(frozenset(["imbus"]))
+    session.listen(frozenset(["imbus"]), warn)
     assert session._cnx.asked == ["LISTEN imbus", "SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
     assert session.channels == {"imbus"}
     (line,) = logged("kept LISTEN from working")
     assert "could not access status of transaction 1" in line and "update the server" in line
     # And no more of it.
-    session.listen(frozenset(["imbus", "more"]))
+    session.listen(frozenset(["imbus", "more"]), warn)
     assert len(session._cnx.asked) == 4 and len(logged("kept LISTEN")) == 1
 
 
@@ -430,7 +458,7 @@ def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
 def test_any_other_error_of_listen_is_the_end_of_the_session(logged, code):
     session = direct_session(ServersError("no way for s3cret\nHINT: none", code))
     with pytest.raises(psycopg2.OperationalError) as raised:
-        session.listen(frozenset(["imbus"]))
+        session.listen(frozenset(["imbus"]), warn)
     assert str(raised.value) == "no way for ***" and raised.value.sqlstate == code
     assert session._cnx.asked == ["LISTEN imbus"] and session.channels == frozenset()
     assert not logged()
@@ -439,5 +467,5 @@ def test_any_other_error_of_listen_is_the_end_of_the_session(logged, code):
 def test_so_is_one_that_tidying_up_does_not_mend():
     session = direct_session(ServersError(GONE, "58P01"), ServersError(GONE, "58P01"))
     with pytest.raises(psycopg2.OperationalError):
-        session.listen(frozenset(["imbus"]))
+        session.listen(frozenset(["imbus"]), warn)
     assert len(session._cnx.asked) == 3 and session.channels == frozenset()

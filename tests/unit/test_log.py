@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from bus_alt_connection import log
-from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST, MOVED, Event, OutageLog, log_bug, rarely, redact
+from bus_alt_connection.log import CONFIRMED, FAILED, LOST, MOVED, UNHEARD, Event, OutageLog, log_bug, rarely, redact
 
 SESSION = SimpleNamespace(
     facts=SimpleNamespace(address="db-01:5432", backend_pid=42),
-    host_kind=None,
+    leader_pid=None,
     confirmed={"imbus", "cron_trigger"},
     round_trip=0.0012,
 )
@@ -24,14 +24,15 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def told(clock, caplog):
+def told(clock, caplog, monkeypatch):
     """Return a function that tells of an event; it returns level and text of the line, None if there is none."""
     caplog.set_level(logging.INFO, "bus_alt_connection")
+    monkeypatch.setattr(log, "_last", {})
     outage_log = OutageLog("postgres")
 
     def tell(kind, session=None, reason=None):
         caplog.clear()
-        outage_log(Event(kind, session, reason))
+        outage_log(Event(kind, session, reason, clock.now))
         lines = [(record.levelname, record.getMessage()) for record in caplog.records]
         assert len(lines) < 2
         return lines[0] if lines else None
@@ -99,11 +100,11 @@ def test_a_long_outage_is_told_once_a_minute(told, clock):
 def test_what_an_operator_has_to_mend_is_an_error_once(told, clock):
     told(CONFIRMED, SESSION)
     pooler = ("ERROR", "can't listen on database postgres: is a pooler")
-    assert told(DEAF, SESSION, "is a pooler") == pooler
-    assert told(DEAF, SESSION, "is a pooler") is None
-    assert told(DEAF, SESSION, "another server")[0] == "ERROR"
+    assert told(UNHEARD, SESSION, "is a pooler") == pooler
+    assert told(UNHEARD, SESSION, "is a pooler") is None
+    assert told(UNHEARD, SESSION, "another server")[0] == "ERROR"
     told(CONFIRMED, SESSION)
-    assert told(DEAF, SESSION, "is a pooler") == pooler
+    assert told(UNHEARD, SESSION, "is a pooler") == pooler
 
 
 def test_a_move_is_no_outage(told, clock):
@@ -112,7 +113,7 @@ def test_a_move_is_no_outage(told, clock):
     assert told(MOVED, SESSION, "there is a better one") == moves
     clock.now += 3
     facts = SimpleNamespace(address="process 7 at db-01:5432", backend_pid=42)
-    guest = SimpleNamespace(**dict(vars(SESSION), facts=facts, host_kind=0))
+    guest = SimpleNamespace(**dict(vars(SESSION), facts=facts, leader_pid=0))
     told_of_guest = LISTENING.replace("at db-01", "through process 7 at db-01")
     assert told(CONFIRMED, guest) == ("INFO", "listening " + told_of_guest)
 

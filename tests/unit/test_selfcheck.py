@@ -12,10 +12,10 @@ from bus_alt_connection import listener as listener_module
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
-from bus_alt_connection.log import DEAF
+from bus_alt_connection.log import UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.supervisor import Supervisor
-from tests.unit.fakes import FakeFeed
+from tests.unit.fakes import Events, FakeFeed
 
 HOUR = 3600.0
 
@@ -24,7 +24,7 @@ class Inline(Listener):
     """A listener without a thread, which looks at its session whenever there is something."""
 
     def __init__(self, fake, feed):
-        super().__init__("postgres", fake.connect, lambda: False, lambda event: None, 19)
+        super().__init__("postgres", fake.connect, lambda: False, Events(), 19)
         self.add(feed)
         session = fake.connect()
         session.check_channel = uuid.uuid4().hex
@@ -44,7 +44,6 @@ class Inline(Listener):
         if session is not None:
             session.close()
             self._waker.close()
-            self._woken.close()
 
 
 class Cluster:
@@ -120,8 +119,8 @@ def cluster(fake, options, monkeypatch):
 def hasty(monkeypatch):
     """What does not come is waited for shortly, as time stands still meanwhile; return how long it is in fact."""
     patience = supervisor_module.CHECK_TIMEOUT
-    hears = Listener.hears
-    monkeypatch.setattr(Listener, "hears", lambda self, session, timeout: hears(self, session, 0.001))
+    hears = Listener.wait_for_token
+    monkeypatch.setattr(Listener, "wait_for_token", lambda self, session, timeout: hears(self, session, 0.001))
     return lambda interval: min(patience, interval / 3) + connection.PROBE_TIMEOUT
 
 
@@ -214,7 +213,7 @@ def test_a_listener_that_goes_deaf_is_found_within_the_interval(fake, cluster, o
         assert not listener.fault
         listener.session.deaf = True
         cluster.run(interval - hasty(interval))
-        assert listener.fault and listener.fault[0] == DEAF
+        assert listener.fault and listener.fault[0] == UNHEARD
         assert "is silent" in listener.fault[1]
     assert not any(one.listener.fault for one in cluster.supervisors[:-20])
 
@@ -237,7 +236,7 @@ def test_a_sender_that_goes_elsewhere_is_found_within_the_interval(fake, cluster
     vars(fake).update(fault)
     cluster.run(60 - hasty(60))
     for supervisor in cluster.supervisors:
-        assert supervisor.listener.fault[0] == DEAF
+        assert supervisor.listener.fault[0] == UNHEARD
         assert reason in supervisor.listener.fault[1]
 
 
@@ -328,7 +327,7 @@ def test_nothing_is_known_of_what_had_no_room_during_a_look(fake, cluster, marks
     supervisor = cluster.add()
     cluster.every(5, traffic(cluster))
     cluster.run(300)
-    opened, looked, before = fake.open, [], dict(marks)[supervisor._backlog][:]
+    opening, looked, before = fake.opening, [], dict(marks)[supervisor._backlog][:]
 
     def open_meanwhile(database):
         if not looked:
@@ -336,9 +335,9 @@ def test_nothing_is_known_of_what_had_no_room_during_a_look(fake, cluster, marks
             fake.write("x", '"dropped"')
             cluster._feeds[0].full = False
         looked.append(database)
-        return opened(database)
+        return opening(database)
 
-    supervisor._open = open_meanwhile
+    supervisor._opening = open_meanwhile
     while not looked:
         cluster.run(0.01)
     assert looked == ["postgres"] and marks[supervisor._backlog] == before

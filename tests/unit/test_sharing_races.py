@@ -1,6 +1,7 @@
-"""What goes wrong between a host and its guests, and what comes of it."""
+"""What goes wrong between a leader and its followers, and what comes of it."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -13,9 +14,19 @@ import pytest
 from bus_alt_connection import sharing as sharing_module
 from bus_alt_connection.listener import DirectSession
 from bus_alt_connection.log import MOVED
-from bus_alt_connection.sharing import GuestSession, Sharing
+from bus_alt_connection.sharing import FollowerSession, Sharing
 from stack.waiting import wait_until
 from tests.unit.fakes import Events, FakeFeed, connected
+
+
+def _message(*parts):
+    return json.dumps(parts).encode()
+
+
+@pytest.fixture(autouse=True)
+def short_silence(monkeypatch):
+    monkeypatch.setattr(sharing_module, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(sharing_module, "SILENCE", 0.6)
 
 
 @pytest.fixture
@@ -32,13 +43,12 @@ def share(fake, listen, parameters):
         sharing = Sharing(fake.connect, lambda: parameters, True, False)
         ready = threading.Event()
 
-        def connect():
+        def connect(listener):
             ready.wait(5)
-            return sharing.connect()
+            return sharing.connect(listener)
 
-        listener = sharing.listener = listen(*feeds, connect=connect)
-        listener.sharing, listener.events = sharing, Events()
-        listener._tell = listener.events
+        listener = listen(*feeds, connect=connect, at_end=sharing.close)
+        listener.sharing, listener.journal = sharing, Events()
         began()
         ready.set()
         return listener
@@ -47,7 +57,7 @@ def share(fake, listen, parameters):
 
 
 @pytest.fixture
-def host(share):
+def leader(share):
     listener = share(FakeFeed("imbus"))
     connected(listener)
     return listener
@@ -59,35 +69,35 @@ def feed():
 
 
 @pytest.fixture
-def guest(host, share, feed):
+def follower(leader, share, feed):
     listener = share(feed)
-    assert connected(listener).host_kind == 1
+    assert connected(listener).leader_pid
     return listener
 
 
-def test_many_notifications_at_once_cost_no_guest_its_session(fake, host, guest, feed):
-    session = guest.session
+def test_many_notifications_at_once_cost_no_follower_its_session(fake, leader, follower, feed):
+    session = follower.session
     with fake._lock:
         for number in range(5000):
             fake.notify("imbus", '["db","%s-%d"]' % ("x" * 40, number))
     for number in range(5000):
         assert feed.get() == ("imbus", '["db","%s-%d"]' % ("x" * 40, number))
-    assert guest.session is session
+    assert follower.session is session
 
 
-def test_long_notifications_cost_no_guest_its_session(fake, host, guest, feed):
-    session, payload = guest.session, '["%s"]' % (7900 * "x")
+def test_long_notifications_cost_no_follower_its_session(fake, leader, follower, feed):
+    session, payload = follower.session, '["%s"]' % (7900 * "x")
     with fake._lock:
         for _ in range(50):
             fake.notify("imbus", payload)
     for _ in range(50):
         assert feed.get() == ("imbus", payload)
-    assert guest.session is session
+    assert follower.session is session
 
 
-def test_a_guest_that_reads_nothing_is_let_go(fake, host, guest, feed, parameters):
-    stopped = GuestSession(host.sharing._name("plain"), 1, 1.0)
-    stopped.listen(frozenset(["imbus"]))
+def test_a_follower_that_reads_nothing_is_let_go(fake, leader, follower, feed, parameters):
+    stopped = FollowerSession(leader.sharing._name(2), 1, 1.0)
+    stopped.listen(frozenset(["imbus"]), None)
     begin = time.monotonic()
     for number in range(2000):
         payload = '["%d%s"]' % (number, 7000 * "x")
@@ -100,47 +110,26 @@ def test_a_guest_that_reads_nothing_is_let_go(fake, host, guest, feed, parameter
     stopped.close()
 
 
-def test_a_host_that_ends_in_order_is_no_outage(host, guest):
-    session = guest.session
-    host.remove(host._all_feeds()[0])
-    connected(guest, after=session)
-    assert guest.events._events.get(timeout=5).kind == MOVED
+def test_a_leader_that_ends_in_order_is_no_outage(leader, follower):
+    session = follower.session
+    leader.remove(next(feed for feed in leader._all_feeds() if feed.local))
+    connected(follower, after=session)
+    assert follower.journal._events.get(timeout=5).kind == MOVED
 
 
-def test_no_host_remains_of_a_listener_that_has_ended(fake, share, supervise):
-    feed = FakeFeed("imbus")
-    listener = share(feed)
-    session = connected(listener)
-    # It could not have the name.
-    listener.sharing._host.close()
-    listener.sharing._host = None
-    supervisor = supervise(listener)
-    supervisor._better = listener.sharing.better
-    thread = [one for one in threading.enumerate() if one.name == "bus_alt_connection.listener"]
-    listener.remove(feed)
-    for one in thread:
-        one.join(5)
-    listener.sharing.better(session)
-    supervisor.run()
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as other:
-        other.settimeout(2)
-        with pytest.raises(ConnectionError):
-            other.connect(listener.sharing._name("plain"))
-
-
-def test_a_host_that_does_not_listen_for_its_guests_is_not_asked_twice(fake, host, share, monkeypatch):
-    stuck, session = threading.Event(), host.session
-    monkeypatch.setattr(session, "listen", lambda channels: stuck.wait(20))
+def test_a_leader_that_does_not_listen_for_its_followers_is_not_asked_twice(fake, leader, share, monkeypatch):
+    stuck, session = threading.Event(), leader.session
+    monkeypatch.setattr(session, "listen", lambda channels, warn: stuck.wait(20))
     listener = share(FakeFeed("imbus"))
     try:
         assert listener.wait(lambda: listener.session, 5), "no session"
-        assert listener.session.host_kind is None
+        assert listener.session.leader_pid is None
     finally:
         stuck.set()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
-def test_who_can_not_be_a_host_listens_by_itself(share, monkeypatch, error):
+def test_who_can_not_be_a_leader_listens_by_itself(share, monkeypatch, error):
     def fail(*_args):
         raise error("out of threads, or of descriptors")
 
@@ -151,21 +140,21 @@ def test_who_can_not_be_a_host_listens_by_itself(share, monkeypatch, error):
         FakeFeed("imbus"), began=lambda: error is OSError or monkeypatch.setattr(threading.Thread, "start", fail)
     )
     connected(listener)
-    assert listener.session.host_kind is None
-    assert listener.sharing._host is None
+    assert listener.session.leader_pid is None
+    assert listener.sharing._leader is None
 
 
 def test_what_is_about_to_be_unlistened_is_not_in_force():
     session, seen = DirectSession.__new__(DirectSession), []
     session.facts = types.SimpleNamespace(pooled=False)
     session.execute = lambda statement: seen.append((statement, session.channels))
-    session.listen(frozenset(["a", "b"]))
-    session.listen(frozenset(["b", "c"]))
+    session.listen(frozenset(["a", "b"]), None)
+    session.listen(frozenset(["b", "c"]), None)
     assert seen[-1][1] == {"b"}
     assert session.channels == {"b", "c"}
 
 
-def test_what_a_guest_listens_on_anew_is_in_force_when_the_host_says_so_again(parameters):
+def test_what_a_follower_listens_on_anew_is_in_force_when_the_leader_says_so_again(parameters):
     name = "\0" + uuid.uuid4().hex
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as server:
         server.bind(name)
@@ -175,33 +164,33 @@ def test_what_a_guest_listens_on_anew_is_in_force_when_the_host_says_so_again(pa
 
         def serve():
             with contextlib.closing(server.accept()[0]) as one:
-                one.send(sharing_module._message([facts, []], []))
+                one.send(_message([facts, []], []))
                 while one.recv(4096):
                     with contextlib.suppress(StopIteration):
-                        one.send(sharing_module._message(*next(answers)))
+                        one.send(_message(*next(answers)))
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        guest = GuestSession(name, 1, 1.0)
-        guest.listen(frozenset(["a", "x"]))
-        guest.listen(frozenset(["a"]))
+        follower = FollowerSession(name, 1, 1.0)
+        follower.listen(frozenset(["a", "x"]), None)
+        follower.listen(frozenset(["a"]), None)
         with pytest.raises(psycopg2.OperationalError):
-            guest.listen(frozenset(["a", "x"]))
-        guest.close()
+            follower.listen(frozenset(["a", "x"]), None)
+        follower.close()
         thread.join(5)
 
 
-def test_a_feed_hears_what_a_guest_heard_already_once_it_is_told_so(fake, host, guest):
-    new, session = FakeFeed(), host.session
-    guest.wait_for_listen(guest._all_feeds()[0], 5)
-    host.add(new)
+def test_a_feed_hears_what_a_follower_heard_already_once_it_is_told_so(fake, leader, follower):
+    new, session = FakeFeed(), leader.session
+    follower.wait_for_listen(follower._all_feeds()[0], 5)
+    leader.add(new)
     receive = session.receive
 
     def receive_late():
         # Between a select and this somebody else listens.
         if not new.channels:
-            host.listen(new, frozenset(["mine"]))
-            host.wait_for_listen(new, 5)
+            leader.listen(new, frozenset(["mine"]))
+            leader.wait_for_listen(new, 5)
             fake.notify("mine", "x")
         return receive()
 
@@ -211,8 +200,8 @@ def test_a_feed_hears_what_a_guest_heard_already_once_it_is_told_so(fake, host, 
 
 
 @pytest.mark.parametrize("state", [{"a": 1}, [5, []], ["x"], 5])
-def test_a_host_that_talks_nonsense_is_none(fake, share, parameters, state):
-    name = Sharing(None, lambda: parameters, True, False)._name("plain")
+def test_a_leader_that_talks_nonsense_is_none(fake, share, parameters, state):
+    name = Sharing(None, lambda: parameters, True, False)._name(2)
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as server:
         server.bind(name)
         server.listen(5)
@@ -221,25 +210,23 @@ def test_a_host_that_talks_nonsense_is_none(fake, share, parameters, state):
             with contextlib.suppress(OSError):
                 while True:
                     with contextlib.closing(server.accept()[0]) as one:
-                        one.send(sharing_module._message(state, []))
+                        one.send(_message(state, []))
                         one.recv(4096)
 
         threading.Thread(target=serve, daemon=True).start()
         listener = share(FakeFeed("imbus"))
-        assert connected(listener).host_kind is None
+        assert connected(listener).leader_pid is None
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_host_keeps_nothing_of_a_guest_that_is_gone(host, guest):
-    guest.close()
-    wait_until(lambda: not host.relay._wanted, 5)
-    host.relay.inform()
-    assert (host.relay._wanted, host.relay._told) == ({}, {})
+def test_a_leader_keeps_nothing_of_a_follower_that_is_gone(leader, follower):
+    follower.close()
+    wait_until(lambda: all(feed.local for feed in leader._all_feeds()), 5)
 
 
-def test_guests_of_a_host_that_has_forked_are_let_go_as_well(host, guest):
-    session, copies = guest.session, [one.dup() for one in host.relay._wanted]
-    host.relay.close()
-    connected(guest, after=session)
+def test_followers_of_a_leader_that_has_forked_are_let_go_as_well(leader, follower):
+    session, copies = follower.session, [each.socket.dup() for each in leader._all_feeds() if not each.local]
+    leader.sharing.close()
+    connected(follower, after=session)
     for one in copies:
         one.close()

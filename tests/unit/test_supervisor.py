@@ -8,7 +8,7 @@ import pytest
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.cursor import FEED_SIZE, Feed
-from bus_alt_connection.log import CONFIRMED, DEAF, FAILED, LOST
+from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.supervisor import DEAF as DEAF_MODE
 from bus_alt_connection.supervisor import LISTENING, POLLING
 from tests.unit.fakes import FakeFeed, connected
@@ -133,7 +133,7 @@ def test_a_database_that_refused_last_time_comes_after_others(fake, events, list
     def noting(open_database):
         return lambda name: seen.append((name, session.confirmed)) or open_database(name)
 
-    monkeypatch.setattr(supervisor, "_open", noting(fake.open))
+    monkeypatch.setattr(supervisor, "_opening", noting(fake.opening))
     monkeypatch.setattr(supervisor._backlog, "_opening", noting(fake.opening))
     supervisor._backlog.add_pending(["x"], fake.now)
     run(supervisor, 5)
@@ -312,21 +312,21 @@ def test_checks_are_as_far_apart_as_was_set(
 def test_a_check_that_is_not_heard_replaces_the_session(fake, events, watched, run):
     fake.swallow()
     run(watched, 120, 30)
-    event = events.expect(DEAF)
+    event = events.expect(UNHEARD)
     assert event.reason == "the path to db-01:5432 is silent, nothing comes through"
 
 
 def test_a_session_that_is_cut_while_it_is_checked_is_not_looked_into(fake, events, watched, monkeypatch):
     listener, session = watched.listener, watched.listener.session
-    examined, hears = [], listener.hears
+    examined, hears = [], listener.wait_for_token
 
     def hears_after_a_cut(*args):
         fake.cut()
         events.wait_for(LOST)
         return hears(*args)
 
-    monkeypatch.setattr(session, "examined", lambda: examined.append(session) or session.facts)
-    monkeypatch.setattr(listener, "hears", hears_after_a_cut)
+    monkeypatch.setattr(session, "why_unheard", lambda *_args: examined.append(session))
+    monkeypatch.setattr(listener, "wait_for_token", hears_after_a_cut)
     watched.round(fake.now + 60)
     # It would be two more connections on a path that cuts each.
     assert (examined, session.fault) == ([], None)
@@ -349,7 +349,7 @@ def test_what_is_wrong_with_a_deaf_session_is_told(fake, events, listen, supervi
     supervisor = supervise(listen(feed))
     connected(supervisor.listener)
     supervisor.round(fake.now)
-    assert reason in events.expect(DEAF).reason
+    assert reason in events.expect(UNHEARD).reason
 
 
 def test_one_lucky_round_trip_through_a_pooler_is_none(fake, events, listen, supervise, feed):
@@ -360,7 +360,7 @@ def test_one_lucky_round_trip_through_a_pooler_is_none(fake, events, listen, sup
     supervisor.round(fake.now)
     supervisor.listener.wait_for_listen(feed, 5)
     supervisor.round(fake.now)
-    assert "is a pooler" in events.expect(DEAF).reason
+    assert "is a pooler" in events.expect(UNHEARD).reason
 
 
 def test_a_pooler_that_keeps_listen_will_do(fake, events, listen, supervise, run, feed):
@@ -388,7 +388,7 @@ def test_a_bug_in_a_round_is_logged_once_a_minute_and_the_rest_goes_on(fake, wat
     def bug(*_arguments):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(watched.listener, "hears", bug)
+    monkeypatch.setattr(watched.listener, "wait_for_token", bug)
     run(watched, 120)
     assert len(logged("internal error")) == 1
     # What has arrived, whoever looked for it, is as good as another check for a while.
@@ -452,7 +452,7 @@ def test_the_mode_says_how_notifications_arrive(fake, events, listen, supervise,
     connect = fake.connect
     if trouble == "settings":
 
-        def connect():
+        def connect(_listener=None):
             raise psycopg2.OperationalError("IMDISPATCHER_DB_SSLMODE is wrong")
 
     elif trouble != "none":

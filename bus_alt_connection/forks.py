@@ -1,0 +1,33 @@
+# Copyright 2026 the bus_alt_connection contributors
+# License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
+"""Close in a forked child what only its parent may use.
+
+A child that does not exec has copies of all descriptors. It would keep a leader's name bound and a
+server connection open after its parent was killed. Python before 3.7 can't be told to close them.
+"""
+
+import contextlib
+import os
+import weakref
+
+import psycopg2
+
+_of_parent = weakref.WeakSet()
+
+
+def close_in_children(resource):
+    """Close the descriptor ``resource.fileno()`` in every child that this process forks from now on."""
+    _of_parent.add(resource)
+
+
+def _close_all():
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for resource in list(_of_parent):
+        # Closing the resource itself could send something to the other end, which is the parent's to do.
+        with contextlib.suppress(OSError, ValueError, psycopg2.Error):
+            os.dup2(nothing, resource.fileno(), False)
+    os.close(nothing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)
