@@ -222,7 +222,9 @@ class Backlog(object):
         ``deliver(channels)`` is called with channels that got rows, as JSON texts; it
         returns whether it took them, else the database stays pending.
         """
-        while True:
+        began = time.monotonic()
+        # The resolver of host names may block: then other steps come before the next look-up.
+        while time.monotonic() < began + QUICK_TIMEOUT:
             with self._lock:
                 database = self._next(now)
                 pending = self._pending.get(database)
@@ -276,12 +278,10 @@ class Backlog(object):
             channels, mark = yield from tasks.within(longest, self._asking(database, pending, timeout, now))
             self._note_answer(database, time.monotonic() - began, now)
             is_delivered = yield from _delivering(channels, deliver)
-            if is_delivered and mark is not None:
-                self._marks[database] = mark
-            if not is_delivered:
+            if is_delivered:
+                self._finish(database, pending, mark)
+            else:
                 self._retry(database, pending, now + time.monotonic() - began)
-            elif self._pending.get(database) is pending:
-                del self._pending[database]
         except (psycopg2.Error, OSError) as error:
             self._note_failure(database, pending, error, now, time.monotonic() - began)
         finally:
@@ -311,6 +311,17 @@ class Backlog(object):
             self._slow.discard(database)
         else:
             self._slow.add(database)
+
+    def _finish(self, database, done, mark):
+        """The look-up that ``done``, a `_Pending`, describes is over, and set ``mark`` unless that is None."""
+        if mark is not None:
+            self._marks[database] = mark
+        pending = self._pending.get(database)
+        if pending is done:
+            del self._pending[database]
+        elif pending is not None and mark is not None:
+            # Something may have been missed since.
+            self._pending[database] = pending._replace(since=mark)
 
     def _note_failure(self, database, pending, error, began, seconds):
         if _is_gone(error, database):

@@ -167,7 +167,8 @@ def _finding(opened, timeout):
 def _reading(opened, table, since, overlap, timeout, now):
     """A task: return the channels that got rows in ``table``, and the `Mark` that this sets."""
     query = _MISSED.replace("TABLE_NAME", table.replace("%", "%%"))
-    rows = NEW_ROWS
+    # Those that are known are found again.
+    rows = NEW_ROWS + len(since.known)
     by_date = {"since": None, "known": [], "overlap": now - since.at + OVERLAP}
     if since.moment.snapshot is None:
         where = by_date

@@ -24,6 +24,10 @@ Wait = collections.namedtuple("Wait", "descriptor event deadline")
 def ready(waits, timeout):
     """Wait up to ``timeout`` seconds for any of ``waits``; return the set of the descriptors that are ready."""
     broken = set()
+    if all(wait.descriptor is None for wait in waits):
+        # Some systems can't select on nothing.
+        time.sleep(timeout)
+        return broken
     with selectors.DefaultSelector() as selector:
         for wait in waits:
             if wait.descriptor is not None:
@@ -94,7 +98,7 @@ class Tasks(object):
             now = time.monotonic()
             first = min(wait.deadline for wait in self._waits.values())
             try:
-                happened = ready(self._waits.values(), max(min(first, until) - now, 0))
+                happened = ready(list(self._waits.values()), max(min(first, until) - now, 0))
             except OSError:
                 self.close()
                 raise

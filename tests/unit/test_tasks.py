@@ -97,24 +97,18 @@ def test_an_error_of_one_ends_no_other(silent):
     assert results == [None] and not running
 
 
-def test_without_descriptors_all_are_closed(monkeypatch):
+def test_without_descriptors_all_are_closed(silent, monkeypatch):
     class NoSelector:
         def __init__(self):
             raise OSError(24, "Too many open files")
 
-    closed, running = [], tasks.Tasks()
-
-    def waiting():
-        try:
-            yield from tasks.sleep(60)
-        finally:
-            closed.append(True)
-
-    running.start(waiting())
+    own, _accept = silent
+    running = tasks.Tasks()
+    running.start(connection.opening(own))
     monkeypatch.setattr(tasks.selectors, "DefaultSelector", NoSelector)
     with pytest.raises(OSError):
         running.run(time.monotonic() + 5)
-    assert closed and not running
+    assert not running
 
 
 def test_the_time_for_a_whole_task_is_limited(silent):
