@@ -89,11 +89,8 @@ class Feed(object):
         What was put before comes first, by a `poll` of its own; what is put later comes
         afterwards. Interruptions with nothing in between count as one.
         """
-        if self.closed:
+        if self.closed or isinstance(self._last_pending(), psycopg2.Error):
             return
-        with contextlib.suppress(IndexError):
-            if isinstance(self._pending[-1], psycopg2.Error):
-                return
         self._pending.append(psycopg2.OperationalError(reason))
         self._waker.wake()
 
@@ -115,6 +112,13 @@ class Feed(object):
     def rely(self, is_in_force):
         """Note that the listener goes on, whether or not LISTEN ``is_in_force`` on all channels of the feed."""
         self._relied_on_early = frozenset() if is_in_force else self.channels
+
+    def _last_pending(self):
+        # The thread that listens may take it out at any moment.
+        try:
+            return self._pending[-1]
+        except IndexError:
+            return None
 
     def fileno(self):
         return self._waker.fileno()
@@ -167,8 +171,8 @@ class ListeningConnection(Feed):
         #: an ordinary cursor, which has the transaction, or None
         self._pooled = None
         self._autocommit = False
-        #: name -> what to do with each pooled connection
-        self._settings = {}
+        #: name -> what to do with each pooled connection, the oldest first, since they exclude each other
+        self._settings = collections.OrderedDict()
 
     @property
     def is_pooled(self):
@@ -262,6 +266,7 @@ class ListeningConnection(Feed):
     def _configure(self, what, apply):
         if self._pooled is not None:
             apply(self._pooled._cnx)
+        self._settings.pop(what, None)
         self._settings[what] = apply
 
     def __getattr__(self, name):

@@ -323,8 +323,16 @@ def test_what_is_set_for_the_connection_counts_for_each_pooled_one(cursor, pool,
     cursor.execute("SELECT 2")
     assert [connection.autocommit for connection in pool.lent] == [True, True]
     cursor._cnx.set_isolation_level(2)
+    cursor._cnx.autocommit = False
+    cursor._cnx.autocommit = True
+    cursor._cnx.set_isolation_level(1)
     assert not pool.lent[-1].autocommit
     assert not cursor._cnx.autocommit
+    cursor.commit()
+    # As it was set last.
+    cursor.execute("SELECT 3")
+    assert len(pool.lent) == 3
+    assert not pool.lent[-1].autocommit
 
 
 # The garbage collector complains of what is not closed.
