@@ -7,7 +7,6 @@ it runs a job. A thread takes 72 MB by default: 8 MB for its stack, and 64 MB fo
 from which glibc's ``malloc`` serves this thread alone.
 """
 
-import ctypes
 import os
 import sys
 import threading
@@ -54,8 +53,11 @@ def limit_arenas():
     ``malloc`` has no such option.
     """
     try:
+        # Here, since some builds of Python are without it.
+        import ctypes
+
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    except (AttributeError, OSError, TypeError):
+    except (ImportError, AttributeError, OSError, TypeError):
         # Another libc, or Windows.
         pass
 
