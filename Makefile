@@ -11,8 +11,10 @@ MAKEFLAGS += --no-builtin-rules
 BASE_PYTHON ?= python3
 # Additional arguments of the program that a target runs: make test ARGS="-k outage -x"
 ARGS ?=
-# How long "soak" is to take.
-MINUTES ?= 10
+# How long "soak" and "simulate" are to take; empty: 10 and 1.
+MINUTES ?=
+# Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for.
+SEEDS ?= 1-
 # How many Odoos "test" and "matrix" run at a time.
 JOBS ?= 2
 # Servers other than those of this machine, from Debian's packages: a major version of PostgreSQL (17, 18, 19), and the
@@ -46,7 +48,7 @@ test screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)
 
-.PHONY: help packages demo unit test matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit simulate test matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +61,9 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) tests/unit $(ARGS)
 
+simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for MINUTES=1; ARGS="--seed N": the trace of a seed
+	@exec $(TOOLS_PYTHON) -m tests.simulation --seeds "$(SEEDS)" --minutes "$(or $(MINUTES),1)" $(ARGS)
+
 test: $(TOOLS_STAMP) ## run all tests, JOBS=2 at a time (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
@@ -69,7 +74,7 @@ odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, 
 	@exec $(TOOLS_PYTHON) -m tools.odoo_tests $(ARGS)
 
 soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
-	@exec $(TOOLS_PYTHON) -m tools.soak $(MINUTES) $(ARGS)
+	@exec $(TOOLS_PYTHON) -m tools.soak $(or $(MINUTES),10) $(ARGS)
 
 fresh: $(TOOLS_STAMP) ## demo and unit tests in minimal systems of Debian, as a newcomer has them; as root
 	@exec $(TOOLS_PYTHON) -m tools.fresh $(ARGS)

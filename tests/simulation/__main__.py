@@ -1,0 +1,91 @@
+"""``python -m tests.simulation``: see README.rst in this folder."""
+
+import argparse
+import gc
+import os
+import pathlib
+import sys
+import time
+
+if os.environ.get("PYTHONHASHSEED") != "0":
+    # Sets of texts have an order of their own in each process otherwise.
+    environ = dict(os.environ, PYTHONHASHSEED="0")
+    os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environ)
+
+from . import plan, world  # noqa: E402
+from .loading import PACKAGE, Addon  # noqa: E402
+from .report import Report  # noqa: E402
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def main():
+    options = _arguments()
+    addon = Addon(options.addon / PACKAGE)
+    world.set_up_logging()
+    gc.disable()
+    if options.seed is not None:
+        return _one(addon, options)
+    return _many(addon, options)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="run this one and print its trace")
+    parser.add_argument("--seeds", default="1-", help="which to run: 7, 1-300, or 1- (the default)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="stop after so many minutes")
+    parser.add_argument("--kinds", help="kinds of faults instead of those of the seed: a,b or none")
+    parser.add_argument("--cycles", type=int, default=2, help="how often the faults happen in each run")
+    parser.add_argument("--stop", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument("--lines", action="store_true", help="show how often each line of the log was written")
+    parser.add_argument("--addon", type=pathlib.Path, default=_ROOT, help="the folder that has the addon's folder")
+    return parser.parse_args()
+
+
+def _kinds(options, seed):
+    if options.kinds is None:
+        return plan.kinds_of(seed)
+    return [] if options.kinds == "none" else options.kinds.split(",")
+
+
+def _one(addon, options):
+    one = world.World(addon, options.seed, _kinds(options, options.seed), keep_trace=True)
+    problems = one.run(options.cycles)
+    for line in one.kernel.trace:
+        print(line)
+    print("digest %x, %d steps" % (one.kernel.digest & 0xFFFFFFFF, one.kernel.steps))
+    print("processes %s, machines %d, environment %s" % (one.processes, one.machines, one.environ))
+    for when, invariant, text in problems:
+        print("%10.4f  %s: %s" % (when - world.BEGIN, invariant, text))
+    return bool(problems)
+
+
+def _many(addon, options):
+    first, _, last = options.seeds.partition("-")
+    last = int(last) if last else (1 << 31 if "-" in options.seeds else int(first))
+    report, began = Report(), time.monotonic()
+    for seed in range(int(first), last + 1):
+        one = world.World(addon, seed, _kinds(options, seed))
+        problems = one.run(options.cycles)
+        report.add(one)
+        took = time.monotonic() - began
+        if problems:
+            when, invariant, text = problems[0]
+            what = (seed, one.title, when - world.BEGIN, invariant, text[:300], took)
+            print("seed %d (%s) at %.3f: %s: %s [%.0f s]" % what, flush=True)
+        world.forget(one)
+        del one, problems
+        if took > options.minutes * 60 or options.stop and report.bad:
+            break
+    took = time.monotonic() - began
+    for line in report.table():
+        print(line)
+    text = "%d seeds, %d failed; %.1f simulated hours in %.0f s (%.0f times as fast), %d messages"
+    print(text % (report.seeds, report.bad, report.hours, took, report.hours * 3600 / took, report.messages))
+    if options.lines:
+        for line, number in sorted(report.lines.items(), key=lambda item: -item[1]):
+            print("%7d %s" % (number, line))
+    return bool(report.bad)
+
+
+sys.exit(main())

@@ -1,0 +1,446 @@
+"""The kinds of faults. Each function begins one and returns how it ends, or None if it needs no end.
+
+A kind says how late a message may be because of it, and from when on that counts: ``SENT``, or ``OVER`` for the end
+of the fault. ``together`` is what counts if there are other faults at the same time.
+"""
+
+import collections
+
+from . import odoo, pooler, postgres
+from .network import Path
+
+SENT, OVER = "sent", "over"
+# How late a message may be.
+AT_ONCE, POLLED, CHECKED, LEFT, RECONNECTED = "at once", "polled", "checked", "left", "reconnected"
+
+_ADMIN = "terminating connection due to administrator command"
+
+#: ``late``: a word above; ``judged``: from when on; ``together``: the same with other faults; ``is_setting``: whether it
+#: holds during the whole run
+Kind = collections.namedtuple("Kind", "name begin late judged together is_setting")
+
+#: all kinds by name
+KINDS = {}
+
+
+def limit(late, world):
+    """Return the seconds that a word for lateness means."""
+    return {
+        AT_ONCE: 1.0,
+        LEFT: 6.0,
+        POLLED: world.poll_interval + 4.0,
+        RECONNECTED: 8.0,
+        CHECKED: world.check_interval + 3.0,
+    }[late]
+
+
+def _kind(late, judged=SENT, together=OVER, is_setting=False):
+    def register(function):
+        KINDS[function.__name__] = Kind(function.__name__, function, late, judged, together, is_setting)
+        return function
+
+    return register
+
+
+# The direct way, and the other one
+
+
+@_kind(POLLED)
+def direct_way_refuses(world):
+    """Nothing answers there, and what was connected is cut."""
+    path = world.direct_path
+    path.refusing = True
+    _cut_all(world, path, 0.9)
+    return path.heal
+
+
+@_kind(AT_ONCE)
+def direct_way_is_full(world):
+    path = world.direct_path
+    path.full = True
+    return path.heal
+
+
+@_kind(CHECKED)
+def direct_way_swallows(world):
+    path = world.direct_path
+    path.swallow()
+    world.happens("silent")
+    return lambda: (path.heal(), world.happens("silent"))
+
+
+@_kind(CHECKED)
+def direct_way_is_slow(world):
+    path = world.direct_path
+    path.latency = world.rng.choice((0.05, 0.6, 3))
+    world.happens("silent")
+    return lambda: (path.heal(), world.happens("silent"))
+
+
+@_kind(AT_ONCE)
+def direct_way_is_cut(world):
+    _cut_all(world, world.direct_path, 0.9)
+
+
+@_kind(CHECKED)
+def connections_die_silently(world):
+    """Those that exist are dead for good; later ones work."""
+    silent = world.rng.random() < 0.7
+    world.happens("silent")
+    for link in list(world.direct_path.links):
+        if not link.over and world.rng.random() < 0.8:
+            link.lose(silent)
+
+
+@_kind(AT_ONCE)
+def pooler_way_refuses(world):
+    path = world.paths["pooler"]
+    path.refusing = True
+    if world.rng.random() < 0.5:
+        _cut_all(world, path, 0.9)
+    return path.heal
+
+
+@_kind(AT_ONCE)
+def pooler_way_swallows(world):
+    path = world.paths["pooler"]
+    path.swallow()
+    return path.heal
+
+
+@_kind(AT_ONCE)
+def pooler_way_is_slow(world):
+    path = world.paths["pooler"]
+    path.latency = world.rng.choice((0.05, 0.6, 3))
+    return path.heal
+
+
+def _cut_all(world, path, share):
+    for link in list(path.links):
+        if not link.over and world.rng.random() < share:
+            path.cut(link)
+
+
+# The pooler
+
+
+@_kind(AT_ONCE)
+def pooler_is_away(world):
+    world.pooler.away = True
+    world.pooler.cut()
+    return lambda: setattr(world.pooler, "away", False)
+
+
+@_kind(AT_ONCE)
+def pooler_hangs(world):
+    world.pooler.hanging = True
+
+    def end():
+        world.pooler.hanging = False
+        world.pooler.serve()
+
+    return end
+
+
+@_kind(AT_ONCE)
+def pooler_is_full(world):
+    world.pooler.full = True
+    return lambda: setattr(world.pooler, "full", False)
+
+
+@_kind(AT_ONCE, together=SENT)
+def database_is_disabled(world):
+    """The pooler refuses one database."""
+    name = world.rng.choice(world.databases)
+    world.pooler.disabled.add(name)
+    world.stops_answering(name)
+    for client in list(world.pooler.clients):
+        if client.database == name:
+            client.drop()
+
+    def end():
+        world.pooler.disabled.discard(name)
+        world.answers_again(name)
+
+    return end
+
+
+# The server
+
+
+@_kind(AT_ONCE, together=SENT)
+def bus_is_locked(world):
+    """A module update holds an ACCESS EXCLUSIVE lock on bus_bus of one database, or of several."""
+    number = world.rng.randint(1, max(len(world.databases) // 3, 1))
+    names = world.rng.sample(world.databases, number)
+    for name in names:
+        world.cluster.lock(name)
+        world.stops_answering(name)
+
+    def end():
+        for name in names:
+            world.cluster.unlock(name)
+            world.answers_again(name)
+
+    return end
+
+
+@_kind(AT_ONCE, together=OVER)
+def look_ups_are_slow(world):
+    world.cluster.slow_look_up = world.rng.choice((1, 10, 40))
+    return lambda: setattr(world.cluster, "slow_look_up", 0.0)
+
+
+@_kind(AT_ONCE)
+def backend_is_terminated(world):
+    found = [backend for backend in world.cluster.backends if backend.is_direct or world.rng.random() < 0.2]
+    if found:
+        world.rng.choice(found).terminate(_ADMIN)
+
+
+@_kind(RECONNECTED, judged=OVER)
+def server_restarts(world):
+    if not world.cluster.up:
+        return None
+    world.cluster.stop(world.rng.choice((_ADMIN, None)))
+    return world.start_server
+
+
+@_kind(CHECKED, judged=OVER)
+def server_restarts_silently(world):
+    """The machine dies: no connection is told so, except for the pooler's."""
+    if not world.cluster.up:
+        return None
+    world.happens("silent")
+    world.cluster.stop(None, silently=True)
+    if world.rng.random() < 0.5:
+        world.start_server()
+        return None
+    return world.start_server
+
+
+@_kind(CHECKED, judged=OVER)
+def fails_over(world):
+    """Another server takes over, which may lack what was committed last."""
+    if not world.cluster.up or world.server.former:
+        return None
+    world.happens("silent")
+    world.cluster.stop(None, silently=world.rng.random() < 0.5)
+    world.lose_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5, 30))))
+    if world.rng.random() < 0.5:
+        world.start_server()
+        return None
+    return world.start_server
+
+
+@_kind(CHECKED, judged=OVER)
+def old_primary_stays(world):
+    """Another server takes over, but the direct way still leads to the former one."""
+    if not world.cluster.up or world.server.former:
+        return None
+    world.happens("split")
+    world.server.former = world.cluster.left_behind()
+    world.cluster.stop(None)
+    world.lose_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5))))
+    world.start_server()
+
+    def end():
+        world.happens("split")
+        former, world.server.former = world.server.former, None
+        if former:
+            former.stop(world.rng.choice((None, _ADMIN)))
+
+    return end
+
+
+@_kind(POLLED, judged=SENT)
+def standby(world):
+    """The direct way leads to a standby, and everybody there is let go."""
+    world.happens("standby")
+    world.cluster.standby = True
+    for backend in list(world.cluster.backends):
+        if backend.is_direct:
+            backend.terminate(_ADMIN)
+
+    def end():
+        world.happens("standby")
+        world.cluster.standby = False
+
+    return end
+
+
+@_kind(AT_ONCE, together=SENT)
+def database_is_added(world):
+    if len(world.databases) < 12:
+        world.add_database("d%d" % (len(world.databases) + 1))
+
+
+# Processes
+
+
+@_kind(LEFT)
+def process_is_killed(world):
+    process = _victim(world)
+    if process:
+        process.kill()
+        world.replace_later(process, world.rng.choice((0, 0.1, 5)))
+
+
+@_kind(LEFT)
+def fork_outlives_process(world):
+    """A process is killed while a child of it, forked without exec, holds copies of its descriptors."""
+    process = _victim(world)
+    if process is None:
+        return None
+    child = process.fork()
+    world.after(world.rng.choice((0, 0.5, 5)), process.kill)
+    world.replace_later(process, 6)
+    return child.kill
+
+
+@_kind(AT_ONCE)
+def process_forks(world):
+    process = _victim(world)
+    return process and process.fork().kill
+
+
+@_kind(LEFT)
+def process_is_replaced(world):
+    """Another one begins before this one ends."""
+    process = _victim(world)
+    if process:
+        world.start_odoo(process.kind)
+        world.after(world.rng.choice((0, 0.1, 3)), process.kill)
+
+
+@_kind(LEFT)
+def process_stands_still(world):
+    """All its threads stop: SIGSTOP."""
+    process = _victim(world)
+    if process is None:
+        return None
+    process.stop()
+    return process.go_on
+
+
+@_kind(LEFT)
+def interpreter_is_held(world):
+    """A call of C code keeps the interpreter for 4 to 12 s."""
+    process = _victim(world)
+    if process:
+        process.stop()
+        world.after(world.rng.uniform(4, 12), process.go_on)
+
+
+@_kind(AT_ONCE)
+def loops_are_busy(world):
+    """Odoo's loops do something else for a while; in a gevent process nothing else runs either."""
+    process = _victim(world)
+    if process is None:
+        return None
+    if process.kind == odoo.GEVENT:
+        return process_stands_still(world)
+    until = world.now + world.rng.expovariate(1 / 20)
+    for loop in ("bus", "cron0", "cron1"):
+        process.busy[loop] = until
+    return None
+
+
+@_kind(AT_ONCE)
+def loops_reopen(world):
+    process = _victim(world)
+    if process:
+        process.reopens |= {"bus", "cron0", "cron1"}
+
+
+@_kind(RECONNECTED, judged=OVER)
+def machine_sleeps(world):
+    for process in world.odoos:
+        process.stop()
+    return lambda: [process.go_on() for process in list(world.odoos)]
+
+
+@_kind(AT_ONCE)
+def no_descriptors_left(world):
+    process = _victim(world)
+    if process is None:
+        return None
+    process.no_descriptors = True
+    return lambda: setattr(process, "no_descriptors", False)
+
+
+@_kind(AT_ONCE)
+def no_threads_left(world):
+    process = _victim(world)
+    if process is None:
+        return None
+    process.no_threads = True
+    return lambda: setattr(process, "no_threads", False)
+
+
+@_kind(AT_ONCE, together=SENT)
+def log_blocks(world):
+    """Each line of the log takes the thread that writes it 8 s."""
+    process = _victim(world)
+    if process is None:
+        return None
+    process.log_seconds = 8.0
+    return lambda: setattr(process, "log_seconds", 0.0)
+
+
+@_kind(AT_ONCE)
+def flood(world):
+    world.rate = 20.0
+    return lambda: setattr(world, "rate", world.normal_rate)
+
+
+def _victim(world):
+    """Return a process, more often than not one with a direct connection; None if there is none."""
+    leaders = [process for process in world.odoos if world.direct_connections(process)]
+    found = leaders if leaders and world.rng.random() < 0.7 else world.odoos
+    return world.rng.choice(found) if found else None
+
+
+# Settings: they hold during the whole run
+
+
+@_kind(POLLED, is_setting=True)
+def direct_way_is_a_pooler(world):
+    """Nobody has set IMDISPATCHER_DB_HOST, or it leads to a pooler in transaction mode."""
+    if world.rng.random() < 0.5:
+        world.environ.pop("IMDISPATCHER_DB_HOST")
+    _lead_to_pooler(world, world.pooler)
+
+
+@_kind(AT_ONCE, is_setting=True)
+def pooler_keeps_sessions(world):
+    """The direct way leads to a pooler in session mode."""
+    _lead_to_pooler(world, pooler.Pooler(20, pooler.SESSION))
+
+
+@_kind(AT_ONCE, is_setting=True)
+def pooler_knows_listen(world):
+    """The direct way leads to a pooler like PgDog."""
+    _lead_to_pooler(world, pooler.Pooler(5, pooler.PGDOG))
+
+
+def _lead_to_pooler(world, target):
+    world.direct = "%s pooler" % target.mode
+    world.paths["direct"].target = target
+
+
+@_kind(CHECKED, is_setting=True)
+def stale_primary_first(world):
+    """The host list begins with a former primary that is still up."""
+    stale = postgres.Server()
+    stale.former = postgres.Cluster(world.databases)
+    stale.former.started = 500000
+    world.paths["stale"] = Path("stale", stale)
+    world.environ["IMDISPATCHER_DB_HOST"] = "stale,direct"
+    world.happens("split", forever=True)
+
+
+@_kind(AT_ONCE, together=SENT, is_setting=True)
+def many_databases(world):
+    for number in range(len(world.databases) + 1, 11):
+        world.add_database("d%d" % number)

@@ -1,0 +1,230 @@
+"""Odoo's processes: their loops that listen, and as much of Odoo as the addon imports."""
+
+import json
+import types
+
+from psycopg2 import Error
+
+from . import kernel, machine
+from .kernel import Task
+from .loading import Program, sleep
+from .machine import Process
+
+GEVENT, CRON, THREADED = "gevent", "cron", "threaded"
+BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
+
+
+class Odoo(Process):
+    """One process of Odoo: with gevent (the bus), a cron worker, or threaded (both)."""
+
+    def __init__(self, world, kind, environ=None):
+        number = world.next_process_number()
+        super().__init__("%s%d" % (kind, number), kind != GEVENT, world.rng.randrange(world.machines))
+        self.world, self.kind = world, kind
+        #: told to end, or to open its cursors anew
+        self.ends, self.reopens = False, set()
+        #: loop -> time until when it is busy with something else
+        self.busy = {}
+        #: seconds that writing a line of the log takes
+        self.log_seconds = 0.0
+        self.program = None
+        self._environ = dict(world.environ if environ is None else environ)
+        Task(self, self._main, (), "%s/main" % self.name)
+
+    def _main(self):
+        self.program = Program(self.world.addon, self, _odoo_modules(self), self._environ)
+        self.program.module("patch").install()
+        if self.kind != CRON:
+            Task(self, self._bus_loop, (), "%s/bus" % self.name)
+        if self.kind != GEVENT:
+            for number in range(self.world.rng.choice((1, 2))):
+                Task(self, self._cron_loop, ("cron%d" % number,), "%s/cron%d" % (self.name, number))
+
+    def work_on(self, databases):
+        """Open an ordinary cursor on each of ``databases``, as requests do."""
+        for name in databases:
+            self._connect(name).cursor().close()
+
+    def supervisors(self):
+        """Return what `patch.supervisors` does, seen from outside."""
+        patch = self.program and self.program.modules.get("bus_alt_connection.patch")
+        if patch is None or self.dead:
+            return []
+        return patch.supervisors()
+
+    def modes(self):
+        return [supervisor.mode for supervisor in self.supervisors()]
+
+    def _connect(self, name):
+        return self.program.modules["odoo.sql_db"].db_connect(name)
+
+    # The loops, which differ between series in what does not matter here
+
+    def _bus_loop(self):
+        while not self.ends:
+            try:
+                with self._connect("postgres").cursor() as cr, machine.Selector() as selector:
+                    self.work_on(self.world.databases)
+                    cr.execute("listen imbus")
+                    cr.commit()
+                    connection = cr._cnx
+                    selector.register(connection, 1)
+                    self.world.watch.loop_begins(self, "bus")
+                    self._serve_bus(connection, selector)
+            except (OSError, RuntimeError, Error) as error:
+                self._failed("bus", error)
+            finally:
+                self.world.watch.loop_ends(self, "bus")
+
+    def _serve_bus(self, connection, selector):
+        while not self._over("bus"):
+            self._be_busy("bus")
+            if not selector.select(5):
+                continue
+            connection.poll()
+            while connection.notifies:
+                for channel in json.loads(connection.notifies.pop().payload):
+                    self.world.watch.received(self, "bus", channel[1])
+
+    def _cron_loop(self, loop):
+        while not self.ends:
+            try:
+                with self._connect("postgres").cursor() as cr, machine.Selector() as selector:
+                    self.work_on(self.world.databases)
+                    connection = cr._cnx
+                    cr.execute("SELECT pg_is_in_recovery()")
+                    if not cr.fetchone()[0]:
+                        cr.execute("LISTEN cron_trigger")
+                    cr.commit()
+                    selector.register(connection, 1)
+                    self.world.watch.loop_begins(self, loop)
+                    self._serve_cron(connection, selector, loop)
+            except (OSError, RuntimeError, Error) as error:
+                self._failed(loop, error)
+            finally:
+                self.world.watch.loop_ends(self, loop)
+
+    def _serve_cron(self, connection, selector, loop):
+        while not self._over(loop):
+            self._be_busy(loop)
+            selector.select(60)
+            connection.poll()
+            for notification in connection.notifies:
+                self.world.watch.received(self, loop, notification.payload)
+            connection.notifies.clear()
+
+    def _over(self, loop):
+        reopens = loop in self.reopens
+        self.reopens.discard(loop)
+        return self.ends or reopens
+
+    def _be_busy(self, loop):
+        while self.busy.get(loop, 0) > kernel.K.now:
+            sleep(min(self.busy[loop] - kernel.K.now, 1))
+
+    def _failed(self, loop, error):
+        kernel.K.note("the loop %s failed: %r" % (loop, error))
+        sleep(5)
+
+
+def _odoo_modules(process):
+    """Return what the addon imports of Odoo, as modules of ``process`` by name."""
+    sql_db = _module("odoo.sql_db", BaseCursor=BaseCursor, Cursor=Cursor, Connection=None)
+
+    # A class for each process, since the addon patches it.
+    class Connection:
+        def __init__(self, dbname, dsn):
+            self.dbname, self.dsn = dbname, dsn
+
+        def cursor(self):
+            return Cursor(self.dbname)
+
+    def connection_info_for(name, readonly=False):
+        return name, {"database": name, "host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
+
+    def db_connect(to, allow_uri=False, readonly=False):
+        return sql_db.Connection(*sql_db.connection_info_for(to))
+
+    sql_db.__dict__.update(Connection=Connection, connection_info_for=connection_info_for, db_connect=db_connect)
+    release = _module("odoo.release", version_info=(19, 0, 0, "final", 0, ""), version="19.0")
+    tools = _module("odoo.tools", config=_Config())
+    server = _module("odoo.service.server", server=types.SimpleNamespace(quit_signals_received=0))
+    service = _module("odoo.service", server=server)
+    odoo = _module("odoo", sql_db=sql_db, release=release, tools=tools, service=service)
+    odoo.evented = process.kind == GEVENT
+    return {module.__name__: module for module in (odoo, sql_db, release, tools, service, server)}
+
+
+def _module(name, **content):
+    module = types.ModuleType(name)
+    module.__dict__.update(content)
+    return module
+
+
+class _Config(dict):
+    @property
+    def options(self):
+        return self
+
+
+class BaseCursor:
+    """``sql_db.BaseCursor`` of Odoo 19.0, without hooks that run something."""
+
+    def __init__(self):
+        self.precommit, self.postcommit = _Callbacks(), _Callbacks()
+        self.prerollback, self.postrollback = _Callbacks(), _Callbacks()
+        self._now, self.cache, self.transaction = None, {}, None
+
+    def flush(self):
+        self.precommit.run()
+
+    def clear(self):
+        self.precommit.clear()
+
+    def reset(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, _error, _traceback):
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.close()
+
+
+class _Callbacks:
+    def run(self):
+        pass
+
+    def clear(self):
+        pass
+
+    def add(self, function):
+        raise AssertionError("the simulated Odoo registers no hooks")
+
+
+class Cursor(BaseCursor):
+    """An ordinary cursor, on which nothing is executed here."""
+
+    def __init__(self, dbname):
+        super().__init__()
+        self.dbname, self._closed = dbname, False
+
+    @property
+    def closed(self):
+        return self._closed
+
+    def execute(self, query, params=None, log_exceptions=True):
+        raise AssertionError("an ordinary cursor on %s is asked for: %s" % (self.dbname, query))
+
+    def commit(self):
+        pass
+
+    def rollback(self):
+        pass
+
+    def close(self):
+        self._closed = True

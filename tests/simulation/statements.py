@@ -1,0 +1,220 @@
+"""What the server answers to each statement. Every statement that is known stands in `_STATEMENTS` or `_COLUMNS`.
+
+They are recognised by key words, since their text changes. One that is not known ends the run with its text. After a
+change of the addon's SQL, adapt the two tables here, and `catch_up` if the meaning of that query has changed.
+"""
+
+import re
+
+from . import kernel
+
+
+class UnknownStatement(AssertionError):
+    pass
+
+
+class Failure(Exception):
+    """What the server says instead of an answer: an SQLSTATE and a text."""
+
+
+def split(text):
+    """Return the statements of ``text``, which may have semicolons in quotes."""
+    parts = re.findall(r"""(?:'(?:[^']|'')*'|"(?:[^"]|"")*"|[^;'"])+""", text)
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def touches_bus(statement):
+    """Return whether the statement needs a lock on bus_bus."""
+    return bool(re.search(r"\bbus_bus\b", re.sub(r"'[^']*'", "", statement)))
+
+
+def is_look_up(statement):
+    """Return whether the statement reads the rows of bus_bus."""
+    return touches_bus(statement) and bool(re.search(r"\bxmin\b", statement))
+
+
+def run(backend, statement, values):
+    """Return the rows of one statement, None if it has none; raise `Failure`."""
+    for pattern, answer in _STATEMENTS:
+        match = pattern.search(statement)
+        if match:
+            return answer(backend, statement, values)
+    raise UnknownStatement("tests/simulation/statements.py does not know: %s" % statement)
+
+
+# Statements that are no SELECT
+
+
+def _begin(backend, _statement, _values):
+    backend.in_transaction = True
+
+
+def _commit(backend, _statement, _values):
+    backend.end_transaction(commit=True)
+
+
+def _rollback(backend, _statement, _values):
+    backend.end_transaction(commit=False)
+
+
+def _listen(backend, statement, _values):
+    stop, quoted, plain = re.match(r'(UN)?LISTEN\s+(?:"((?:[^"]|"")*)"|(\S+))', statement, re.IGNORECASE).groups()
+    channel = quoted.replace('""', '"') if quoted is not None else plain.lower()
+    if stop and channel == "*":
+        backend.listens.clear()
+    elif stop:
+        backend.listens.discard(channel)
+    elif backend.cluster.standby and backend.is_direct:
+        raise Failure("0A000", "cannot execute LISTEN during recovery")
+    else:
+        backend.listens.add(channel)
+
+
+def _set(backend, statement, _values):
+    match = re.search(r"\b(statement_timeout|lock_timeout)\b\s*(?:=|to)\s*'?(\d+)\s*(m?s)?", statement, re.IGNORECASE)
+    if match:
+        name, number, unit = match.groups()
+        backend.set_timeout(name.lower(), int(number) / (1 if unit == "s" else 1000))
+
+
+def _nothing(_backend, _statement, _values):
+    return None
+
+
+# SELECTs of tables
+
+
+def _databases(backend, statement, values):
+    names = list(backend.cluster.databases)
+    if values:
+        wanted = _positional(values)[0]
+        names = [name for name in names if name == wanted or name in wanted and not isinstance(wanted, str)]
+    if re.search(r"\barray", statement, re.IGNORECASE):
+        return [(names,)]
+    return [(name,) for name in names]
+
+
+def _highest_id(backend, _statement, _values):
+    return [(max([row.id for row in backend.cluster.rows(backend.database)] or [0]),)]
+
+
+def _catch_up(backend, _statement, values):
+    answer = catch_up(backend.cluster, backend.database, **values)
+    who = backend.client_name
+    text = "look-up in %s for %s since %s, ids above %s, %g s by date: snapshot %s, %d channels"
+    found = len(answer[2])
+    kernel.K.note(
+        text
+        % (backend.database, who, values["since"], values["floor"], float(values["overlap"] or 0), answer[0], found)
+    )
+    return [answer]
+
+
+def catch_up(cluster, database, since, known, overlap, floor):
+    """Return what the addon's query on bus_bus returns; see `bus_alt_connection.catchup`."""
+    snapshot = cluster.snapshot()
+    oldest = int(snapshot.split(":")[0])
+    known = set(known)
+    since = int(since.split(":")[0]) if since else None
+    rows = cluster.rows(database)
+    young_from = kernel.K.now - float(overlap or 0)
+    least = oldest if since is None else min(oldest, since)
+    channels, late = {}, []
+    for row in rows:
+        young = row.date > young_from
+        if row.id <= floor or not young and row.xid < least:
+            continue
+        if young or since is not None and row.xid >= since and row.id not in known:
+            channels[row.channel] = True
+        if row.xid >= oldest:
+            late.append(row.id)
+    return snapshot, max([row.id for row in rows] or [0]), list(channels), late
+
+
+# SELECTs without a table: each column by itself
+
+
+def _columns(backend, statement, values):
+    row = []
+    for expression in _select_list(statement):
+        for pattern, answer in _COLUMNS:
+            if pattern.search(expression):
+                row.append(answer(backend, values))
+                break
+        else:
+            raise UnknownStatement("tests/simulation/statements.py does not know the column: %s" % expression)
+    return [tuple(row)]
+
+
+def _select_list(statement):
+    """Return the expressions between SELECT and the end, split at commas that are not in parentheses."""
+    parts, depth = [""], 0
+    for character in re.sub(r"^SELECT\s+", "", statement, flags=re.IGNORECASE):
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _has_no_table(statement):
+    while True:
+        shorter = re.sub(r"\([^()]*\)", "", statement)
+        if shorter == statement:
+            return not re.search(r"\bFROM\b", statement, re.IGNORECASE)
+        statement = shorter
+
+
+class _WithoutTable:
+    """A pattern that finds each SELECT without a table."""
+
+    def search(self, statement):
+        return re.match(r"SELECT\b", statement, re.IGNORECASE) and _has_no_table(statement)
+
+
+def _positional(values):
+    return list(values.values()) if isinstance(values, dict) else list(values)
+
+
+def _notify(backend, values):
+    channel, payload = _positional(values)[:2]
+    backend.notify(channel, payload)
+    return ""
+
+
+def _setting(backend, values):
+    return ""
+
+
+def _find(pattern):
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+
+
+_STATEMENTS = [
+    (_find(r"^(BEGIN|START)\b"), _begin),
+    (_find(r"^(COMMIT|END)\b"), _commit),
+    (_find(r"^(ROLLBACK|ABORT)\b"), _rollback),
+    (_find(r"^(UN)?LISTEN\b"), _listen),
+    (_find(r"^SET\b"), _set),
+    (_find(r"^(RESET|DISCARD|LOCK)\b"), _nothing),
+    (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
+    (_find(r"\bbus_bus\b.*\bxmin\b|\bxmin\b.*\bbus_bus\b"), _catch_up),
+    (_find(r"\bmax\W+id\b.*\bbus_bus\b"), _highest_id),
+    (_WithoutTable(), _columns),
+]
+
+_COLUMNS = [
+    (_find(r"\bpg_notify\b"), _notify),
+    (_find(r"\bset_config\b"), _setting),
+    (_find(r"\bpg_backend_pid\b"), lambda backend, _values: backend.pid),
+    (_find(r"\bpg_is_in_recovery\b"), lambda backend, _values: backend.cluster.standby and backend.is_direct),
+    (_find(r"\bcurrent_database\b"), lambda backend, _values: backend.database),
+    (_find(r"\bserver_version\b"), lambda backend, _values: "15.3"),
+    (_find(r"\bpg_postmaster_start_time\b"), lambda backend, _values: backend.cluster.started),
+    (_find(r"\b(txid|pg)_current_snapshot\b"), lambda backend, _values: backend.cluster.snapshot()),
+    (_find(r"\bto_regclass\b"), lambda backend, _values: backend.cluster.has_bus(backend.database)),
+    (_find(r"\bpg_notification_queue_usage\b"), lambda backend, _values: 0.0),
+    (_find(r"\bpg_listening_channels\b"), lambda backend, _values: sorted(backend.listens)),
+    (_find(r"^\s*1\s*$"), lambda backend, _values: 1),
+]

@@ -1,0 +1,471 @@
+"""A world: servers, ways, processes of Odoo and senders, and a plan of faults, all chosen by a seed."""
+
+import gc
+import logging
+import socket
+
+from . import faults, invariants, kernel, postgres
+from .kernel import BEGIN, Kernel, Stuck
+from .network import Path
+from .odoo import BUS_CHANNEL, CRON, CRON_CHANNEL, GEVENT, THREADED, Odoo
+from .pooler import Pooler
+from .threads import Lock
+
+# Seconds: outages are short, medium or long.
+_OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 600))
+# Seconds of trouble with many faults.
+_TROUBLE = (5, 30, 150)
+# Seconds that are allowed beyond the check interval if everything happens at once.
+_ALL_AT_ONCE = 45.0
+# How long what the log advises stays right after the cause has gone.
+_RECENTLY = 130.0
+
+
+class World:
+    """One run: ``run`` returns the problems.
+
+    ``kinds``: names of faults, which are in `faults.KINDS`; ``options`` replace attributes that the seed chooses.
+    """
+
+    def __init__(self, addon, seed, kinds, keep_trace=False, **options):
+        self.addon, self.seed = addon, seed
+        self.kernel = Kernel(seed, keep_trace)
+        self.kernel.world = self
+        self.rng = rng = self.kernel.rng
+        self.kinds = [faults.KINDS[name] for name in kinds]
+        self.title = " + ".join(kinds) if 0 < len(kinds) < 3 else "%d kinds" % len(kinds)
+        # What a seed chooses
+        self.databases = ["d1", "d2", "d3"][: rng.choice((1, 2, 3))]
+        self.check_interval = rng.choice((60, 12, 12, 6, 6))
+        self.poll_interval = rng.choice((5, 2))
+        self.share = rng.random() < 0.85
+        self.processes = [rng.choice((GEVENT, CRON, THREADED)) for _number in range(rng.choice((1, 2, 3, 4, 5)))]
+        self.machines = rng.choice((1, 1, 1, 2))
+        self.normal_rate = rng.choice((0.1, 0.5, 2))
+        self.long_transactions = rng.choice((0, 0.02, 0.2))
+        self.garbage = rng.random() < 0.2
+        self.preemption = rng.choice((0, 0.002, 0.02, 0.1))
+        pool = rng.choice((1, 2, 5))
+        vars(self).update(options)
+        self.rate = self.normal_rate
+        self.environ = {
+            "IMDISPATCHER_DB_HOST": "direct",
+            "IMDISPATCHER_CHECK_INTERVAL": str(self.check_interval),
+            "IMDISPATCHER_POLL_INTERVAL": str(self.poll_interval),
+            "IMDISPATCHER_SHARE": "1" if self.share else "0",
+        }
+        self._serials = {"backend": 20000, "process": 0, "message": 0}
+        self._happened, self._silent_databases, self._answering_since = {}, set(), {}
+        #: what the direct way leads to: "server", or a kind of pooler
+        self.direct = "server"
+        self.cluster, self.pooler, self.server = postgres.Cluster(self.databases), Pooler(pool), postgres.Server()
+        self.paths = {"direct": Path("direct", self.server), "pooler": Path("pooler", self.pooler)}
+        #: when faults began or ended, and processes were born; infinite while a fault lasts
+        self.fault_times, self.births, self.faults_over = [], [], BEGIN
+        #: when the rows of a channel were written
+        self.date_of = {}
+        self._in_calm = False
+        for kind in self.kinds:
+            if kind.is_setting:
+                kind.begin(self)
+        self._set_limits()
+        self.watch = invariants.Watch(self)
+        self.kernel.set_preemption(self.preemption)
+
+    def _set_limits(self):
+        """Decide how late a message may be; for a pair what each kind costs adds up."""
+        self.judged_after_faults = False
+        self.cron_limit = self.check_interval + 10.0
+        self.silent_limit = self.check_interval + 3.0
+        if len(self.kinds) > 2:
+            self.judged_after_faults = True
+            self.late_limit = self.cron_limit = self.silent_limit = self.check_interval + _ALL_AT_ONCE
+            return
+        self.late_limit = sum(faults.limit(kind.late, self) for kind in self.kinds) or 1.0
+        if len(self.kinds) == 1:
+            self.judged_after_faults = self.kinds[0].judged == faults.OVER
+        else:
+            self.judged_after_faults = any(kind.together == faults.OVER for kind in self.kinds)
+            self.silent_limit += self.late_limit
+
+    # What faults and invariants ask for
+
+    @property
+    def now(self):
+        return self.kernel.now
+
+    @property
+    def odoos(self):
+        return [process for process in self.kernel.processes if isinstance(process, Odoo)]
+
+    @property
+    def expects_direct(self):
+        """Whether listeners can hear by way of where they are led to."""
+        return self.direct != "transaction pooler"
+
+    @property
+    def direct_path(self):
+        return self.paths["direct" if "IMDISPATCHER_DB_HOST" in self.environ else "pooler"]
+
+    def direct_connections(self, process):
+        """Return the open connections of ``process`` past the pooler."""
+        links = [getattr(description, "link", None) for description in process.descriptors.values()]
+        return [link for link in links if link and link.path.name != "pooler"]
+
+    def after(self, seconds, do):
+        self.kernel.after(seconds, do)
+
+    def resolve(self, host):
+        if host not in self.paths:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [host]
+
+    def next_backend_pid(self):
+        return self._next("backend")
+
+    def next_process_number(self):
+        self.births.append(self.now)
+        return self._next("process")
+
+    def note_connect(self, process, path):
+        self.watch.connected(process, path)
+
+    def happens(self, what, forever=False):
+        self._happened[what] = float("inf") if forever else self.now
+
+    def recently(self, what):
+        """Return whether something happens, or has until recently; its beginning and end are both told."""
+        return self._happened.get(what, 0) > self.now - _RECENTLY - self.check_interval or self._lasts(what)
+
+    def _lasts(self, what):
+        return {
+            "split": self.server.former is not None,
+            "standby": self.cluster.standby,
+            "silent": self.direct_path.swallowing or self.direct_path.latency > 0.01,
+        }[what]
+
+    def stops_answering(self, database):
+        self._silent_databases.add(database)
+
+    def answers_again(self, database):
+        self._silent_databases.discard(database)
+        # What could not be looked up is tried again after 10 s at most.
+        self._answering_since[database] = self.now + 10
+
+    def answers_since(self, database):
+        """Return since when the rows of ``database`` can be looked up; infinite: they cannot."""
+        return float("inf") if database in self._silent_databases else self._answering_since.get(database, 0)
+
+    def start_server(self):
+        if not self.cluster.up:
+            self.cluster.start()
+            self.pooler.serve()
+
+    def lose_rows(self, rows):
+        self.watch.forget_rows(rows)
+
+    def add_database(self, name):
+        self.databases.append(name)
+        self.cluster.add_database(name)
+        # What Odoo never used nobody asks for; so each process works on it before anything is sent.
+        for process in self.odoos:
+            if process.program and "bus_alt_connection.patch" in process.program.modules:
+                kernel.Task(process, process.work_on, ([name],), "%s/request" % process.name)
+
+    def start_odoo(self, kind):
+        return Odoo(self, kind)
+
+    def replace_later(self, process, seconds):
+        self.after(seconds, lambda: len(self.odoos) < len(self.processes) and self.start_odoo(process.kind))
+
+    def _next(self, what):
+        self._serials[what] += 1
+        return self._serials[what]
+
+    # Senders
+
+    def send(self):
+        """Have Odoo send something now, and again and again."""
+        rng = self.rng
+        self.after(rng.expovariate(self.rate), self.send)
+        if rng.random() < 0.03:
+            self._trigger_cron()
+        if self.garbage and rng.random() < 0.02 and self.cluster.up:
+            self.cluster.notify(1, "postgres", BUS_CHANNEL, rng.choice(('{"a":1}', "x", "[]", "[1]", '[{"a":1}]')))
+        database = rng.choice(self.databases)
+        if not self._can_send() or database in self.cluster.locked:
+            return
+        transaction = postgres.Transaction(self.cluster, database)
+        number = 1 if rng.random() < 0.95 else rng.choice((3, 60))
+        seconds = rng.expovariate(1 / 15 if rng.random() < self.long_transactions else 1 / 0.02)
+        self.after(rng.uniform(0, seconds), lambda: self._write(transaction, number))
+        self.after(seconds, lambda: self._commit(transaction))
+
+    def _can_send(self):
+        return self.cluster.up and not self.pooler.away and not self.pooler.hanging
+
+    def _write(self, transaction, number):
+        for _row in range(number if transaction.alive else 0):
+            serial = self._next("message")
+            channel = '["%s","c%d"]' % (transaction.database, serial)
+            transaction.write(channel, serial, savepoint=self.rng.random() < 0.3)
+            self.date_of["c%d" % serial] = self.now
+
+    def _commit(self, transaction):
+        rows = transaction.end(commit=self.rng.random() < 0.97)
+        if rows:
+            # Odoo's hook sends the NOTIFY after the commit, in a transaction of its own.
+            wait = self.rng.expovariate(1 / 0.01) if self.rng.random() < 0.9 else self.rng.uniform(0, 8)
+            self.kernel.note("commit of %s in %s" % (_numbers(rows), rows[0].database))
+            self.after(wait, lambda: self._notify(rows))
+
+    def _notify(self, rows):
+        # The rows may have been lost in a failover meanwhile.
+        table = self.cluster.rows(rows[0].database)
+        if self._can_send() and rows[0] in table[-500:]:
+            self.kernel.note("NOTIFY of %s" % _numbers(rows))
+            self.watch.notified(rows)
+            self.cluster.notify(1, "postgres", BUS_CHANNEL, "[%s]" % ",".join(row.channel for row in rows))
+
+    def _trigger_cron(self):
+        if self._can_send():
+            database = self.rng.choice(self.databases)
+            self.kernel.note("NOTIFY of cron in %s" % database)
+            self.watch.cron_notified(database)
+            self.cluster.notify(1, "postgres", CRON_CHANNEL, database)
+
+    # Phases
+
+    def run(self, cycles=2):
+        """Run everything; return the problems, of ``(when, invariant, text)``."""
+        try:
+            self._begin()
+            for _cycle in range(cycles):
+                if not self.kernel.problems:
+                    self.make_trouble()
+                    self.calm()
+            self._finish()
+        except (Stuck, AssertionError) as error:
+            self.kernel.problem(invariants.CRASH, "%s: %s" % (type(error).__name__, error))
+        finally:
+            for process in list(self.kernel.processes):
+                process.kill()
+        return self.kernel.problems
+
+    def _begin(self):
+        self.send()
+        for kind in self.processes:
+            self.after(self.rng.uniform(0, 3), lambda kind=kind: self.start_odoo(kind))
+        self.calm()
+
+    def advance(self, seconds):
+        """Let time pass, and look once a second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.kernel.run(min(self.now + 1, end))
+            self.watch.look()
+
+    def make_trouble(self):
+        """Have the kinds of faults happen that this run is about, until all are over."""
+        kinds = [kind for kind in self.kinds if not kind.is_setting]
+        self.kernel.note("--- trouble: %s" % self.title)
+        if len(self.kinds) <= 2:
+            for kind in kinds:
+                self.after(self.rng.uniform(0, 12), lambda kind=kind: self.happen(kind, self._outage()))
+            self.faults_over = float("inf") if kinds else self.now
+            self.advance(15)
+            while self._lasting:
+                self.advance(1)
+        else:
+            self._make_all_trouble(kinds)
+        self._heal()
+
+    def _make_all_trouble(self, kinds):
+        seconds = self.rng.choice(_TROUBLE)
+        end, at = self.now + seconds, self.now
+        self.faults_over = float("inf")
+        while True:
+            at += self.rng.expovariate(len(kinds) / 60 if seconds > 5 else 0.5)
+            if at > end:
+                break
+            kind, longest = self.rng.choice(kinds), end - at
+            lasts = min(self.rng.expovariate(1 / self.rng.choice((0.2, 3, 30))), longest)
+            self.kernel.at(at, lambda kind=kind, lasts=lasts: self.happen(kind, lasts))
+        self.advance(seconds)
+
+    _lasting = 0
+
+    def happen(self, kind, seconds):
+        """Begin a fault of ``kind`` and end it after ``seconds``."""
+        self.kernel.note("FAULT %s for %.1f s" % (kind.name, seconds))
+        self.fault_times.append(self.now)
+        end = kind.begin(self)
+        if end is None:
+            self._fault_ends(kind)
+            return
+        self._lasting += 1
+
+        def over():
+            self._lasting -= 1
+            self.kernel.note("END of %s" % kind.name)
+            self.fault_times.append(self.now)
+            end()
+            self._fault_ends(kind)
+
+        self.after(seconds, over)
+
+    def _fault_ends(self, kind):
+        if len(self.kinds) <= 2 and not self._lasting:
+            self.faults_over = self.now
+
+    def _outage(self):
+        return self.rng.uniform(*self.rng.choice(_OUTAGES))
+
+    def _heal(self):
+        """End what may still last, where many faults overlap."""
+        for path in self.paths.values():
+            path.heal()
+        for process in list(self.kernel.processes):
+            process.no_descriptors = process.no_threads = False
+            if isinstance(process, Odoo):
+                process.busy.clear()
+                process.log_seconds = 0.0
+                process.go_on()
+            else:
+                process.kill()
+        self.rate = self.normal_rate
+        self.pooler.disabled.clear()
+        self.pooler.away = self.pooler.full = self.pooler.hanging = False
+        self.server.former = None
+        self.cluster.slow_look_up, self.cluster.standby = 0.0, False
+        for database in list(self.cluster.locked):
+            self.cluster.unlock(database)
+        for database in list(self._silent_databases):
+            self.answers_again(database)
+        self.start_server()
+        self.pooler.serve()
+        while len(self.odoos) < len(self.processes):
+            self.start_odoo(self.rng.choice(self.processes))
+        self.faults_over = min(self.faults_over, self.now)
+        self.kernel.note("--- calm")
+
+    def calm(self):
+        """Wait until everything is as it should be, then see that nothing happens for a while."""
+        began, settled, bound = self.now, None, self.check_interval + 50
+        while self.now < began + bound:
+            self.advance(1)
+            bad = self.unsettled()
+            if bad:
+                settled = None
+            elif settled is None:
+                settled = self.now - began
+        if settled is None:
+            self.watch.measure(invariants.SETTLED, float("inf"), bound, "; ".join(self.unsettled()))
+        else:
+            self.watch.measure(invariants.SETTLED, settled, bound, "all as it should be")
+        self.watch.check_lost(self.check_interval + _ALL_AT_ONCE)
+        if not self.kernel.problems:
+            self._idle()
+
+    def _idle(self):
+        """Nothing is wrong: no connects, few heartbeats, no lines in the log, each message once."""
+        watch, minutes = self.watch, max(60, self.check_interval) / 60
+        beats, watch.lines_in_calm = self.cluster.heartbeats, 0
+        connects = sum(map(len, watch._connects.values()))
+        watch.begin_to_count_duplicates()
+        self.advance(minutes * 60)
+        watch.stop_counting_duplicates()
+        span = max(0.9 * (self.check_interval * 2 / 3 - 1), 1)
+        beats = self.cluster.heartbeats - beats
+        if self.expects_direct:
+            watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * minutes * 60 / span, "while all was well")
+            if not self.garbage:
+                watch.measure(invariants.LINES, watch.lines_in_calm, 0, "while all was well")
+            del connects
+
+    def unsettled(self):
+        """Return what is not as it should be, a list of texts."""
+        bad, modes = [], []
+        right = invariants.WELL if self.expects_direct else ("polling",)
+        for process in self.odoos:
+            found = process.modes()
+            modes += found
+            expected = right
+            if not self.expects_direct and process.kind == CRON:
+                expected = ("polling", "deaf")
+            if not found or set(found) - set(expected):
+                bad.append("%s is %s" % (process.name, found))
+        if self.expects_direct:
+            bad += self._wrong_connections(modes)
+        return bad
+
+    def _wrong_connections(self, modes):
+        direct = [process.name for process in self.odoos for _link in self.direct_connections(process)]
+        machines = {process.machine for process in self.odoos}
+        wanted = len(machines) if self.share else len(self.odoos)
+        if len(direct) != wanted:
+            return ["%d direct connections: %s" % (len(direct), ", ".join(direct))]
+        if modes.count("listening") != wanted:
+            return ["modes %s" % modes]
+        return []
+
+    def _finish(self):
+        """All processes end their loops: nothing is left."""
+        if self.kernel.problems:
+            return
+        for process in self.odoos:
+            process.ends = True
+        self.kernel.run(self.now + 130)
+        for _generation in range(3):  # a feed has to be gone first, then its listener
+            gc.collect()
+        self.kernel.run(self.now + 1)
+        for process in self.odoos:
+            left = [task.name for task in process.tasks]
+            left += [type(description).__name__ for description in process.descriptors.values()]
+            self.watch.measure(invariants.LEFT_OVER, len(left), 0, "%s: %s" % (process.name, left))
+
+
+def forget(world):
+    """Drop what could disturb the next run."""
+    world.kernel.forget()
+    gc.collect()
+
+
+def _numbers(rows):
+    numbers = ["c%d" % row.number for row in rows]
+    return ", ".join(numbers) if len(numbers) < 4 else "%s to %s" % (numbers[0], numbers[-1])
+
+
+class LogHandler(logging.Handler):
+    """Hand each line of the addon's log to the process that writes it, whose log may block."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+
+    def createLock(self):
+        # logging's own lock would be one for all simulated processes.
+        self.lock = None
+
+    def handle(self, record):
+        self.emit(record)
+
+    def emit(self, record):
+        task = kernel.K and kernel.K.current
+        if task is None or task.process.dead or not isinstance(task.process, Odoo):
+            return
+        process = task.process
+        if not hasattr(process, "log_lock"):
+            process.log_lock = Lock()
+        with process.log_lock:
+            kernel.K.world.watch.logged(process, record)
+            if process.log_seconds:
+                end = kernel.K.now + process.log_seconds
+                while kernel.K.now < end:
+                    kernel.K.wait([], end)
+
+
+def set_up_logging():
+    logger = logging.getLogger("bus_alt_connection")
+    logger.addHandler(LogHandler())
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
