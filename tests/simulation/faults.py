@@ -15,8 +15,8 @@ AT_ONCE, POLLED, CHECKED, LEFT, RECONNECTED = "at once", "polled", "checked", "l
 
 _ADMIN = "terminating connection due to administrator command"
 
-#: ``late``: a word above; ``judged``: from when on; ``together``: the same with other faults; ``is_setting``: whether it
-#: holds during the whole run
+#: ``late``: a word above; ``judged``: from when on; ``together``: the same with other faults; ``is_setting``: does it
+#: hold during the whole run?
 Kind = collections.namedtuple("Kind", "name begin late judged together is_setting")
 
 #: all kinds by name
@@ -332,7 +332,7 @@ def interpreter_is_held(world):
         world.after(world.rng.uniform(4, 12), process.go_on)
 
 
-@_kind(AT_ONCE)
+@_kind(LEFT)
 def loops_are_busy(world):
     """Odoo's loops do something else for a while; in a gevent process nothing else runs either."""
     process = _victim(world)

@@ -63,8 +63,8 @@ class Watch:
         self._problems = collections.Counter()
         #: (process, loop) -> {what it waits for: _Sent or time}
         self._waiting = {}
-        #: process -> Counter of what its bus received, and since when duplicates count
-        self._received = {}
+        #: process -> how often its bus loop received each channel, and since when duplicates count
+        self._received = collections.defaultdict(collections.Counter)
         self._once_since = None
         self._flagged = set()
         self._connects = collections.defaultdict(collections.deque)
@@ -89,6 +89,8 @@ class Watch:
     def loop_begins(self, odoo, loop):
         kernel.K.note("the loop %s begins" % loop)
         self._waiting[odoo, loop] = {}
+        if loop == "bus":
+            self._received[odoo].clear()
 
     def loop_ends(self, odoo, loop):
         self._waiting.pop((odoo, loop), None)
@@ -96,10 +98,11 @@ class Watch:
     def notified(self, rows):
         """A NOTIFY of these rows was committed: all loops that listen have to get them."""
         self.messages += len(rows)
-        for (_odoo, loop), waiting in self._waiting.items():
+        for (odoo, loop), waiting in self._waiting.items():
             if loop == "bus":
-                for row in rows:
-                    waiting["c%d" % row.number] = _Sent(row)
+                channels = {"c%d" % row.number: row for row in rows}
+                # What a look-up found before the NOTIFY came is there already.
+                waiting.update((name, _Sent(row)) for name, row in channels.items() if name not in self._received[odoo])
 
     def cron_notified(self, database):
         for (_odoo, loop), waiting in self._waiting.items():
@@ -116,7 +119,7 @@ class Watch:
         kernel.K.note("received %s" % what)
         if sent is not None:
             self._judge(odoo, what, sent)
-        received = self._received.setdefault(odoo, collections.Counter())
+        received = self._received[odoo]
         received[what] += 1
         began = self._once_since
         if began is not None and received[what] > 1 and self._world.date_of.get(what, 0) > began:
@@ -214,7 +217,6 @@ class Watch:
 
     def begin_to_count_duplicates(self):
         self._once_since = kernel.K.now
-        self._received.clear()
 
     def stop_counting_duplicates(self):
         self._once_since = None
