@@ -69,8 +69,8 @@ def _many(addon, options):
         problems = one.run(options.cycles)
         report.add(one)
         took = time.monotonic() - began
-        if problems:
-            when, invariant, text = problems[0]
+        # Of each invariant the first, since one fault may hide another.
+        for invariant, (when, text) in {invariant: (when, text) for when, invariant, text in problems[::-1]}.items():
             what = (seed, one.title, when - world.BEGIN, invariant, text[:300], took)
             print("seed %d (%s) at %.3f: %s: %s [%.0f s]" % what, flush=True)
         world.forget(one)

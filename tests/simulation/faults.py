@@ -45,7 +45,7 @@ def _kind(late, judged=SENT, together=OVER, is_setting=False):
 # The direct way, and the other one
 
 
-@_kind(POLLED)
+@_kind(POLLED, together=SENT)
 def direct_way_refuses(world):
     """Nothing answers there, and what was connected is cut."""
     path = world.direct_path
@@ -54,14 +54,14 @@ def direct_way_refuses(world):
     return path.heal
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def direct_way_is_full(world):
     path = world.direct_path
     path.full = True
     return path.heal
 
 
-@_kind(CHECKED)
+@_kind(CHECKED, together=SENT)
 def direct_way_swallows(world):
     path = world.direct_path
     path.swallow()
@@ -69,7 +69,7 @@ def direct_way_swallows(world):
     return lambda: (path.heal(), world.happens("silent"))
 
 
-@_kind(CHECKED)
+@_kind(CHECKED, together=SENT)
 def direct_way_is_slow(world):
     path = world.direct_path
     path.latency = world.rng.choice((0.05, 0.6, 3))
@@ -77,12 +77,12 @@ def direct_way_is_slow(world):
     return lambda: (path.heal(), world.happens("silent"))
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def direct_way_is_cut(world):
     _cut_all(world, world.direct_path, 0.9)
 
 
-@_kind(CHECKED)
+@_kind(CHECKED, together=SENT)
 def connections_die_silently(world):
     """Those that exist are dead for good; later ones work."""
     silent = world.rng.random() < 0.7
@@ -191,7 +191,7 @@ def look_ups_are_slow(world):
     return lambda: setattr(world.cluster, "slow_look_up", 0.0)
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def backend_is_terminated(world):
     found = [backend for backend in world.cluster.backends if backend.is_direct or world.rng.random() < 0.2]
     if found:
@@ -253,7 +253,7 @@ def old_primary_stays(world):
     return end
 
 
-@_kind(POLLED, judged=SENT)
+@_kind(POLLED, together=SENT)
 def standby(world):
     """The direct way leads to a standby, and everybody there is let go."""
     world.happens("standby")
@@ -278,7 +278,7 @@ def database_is_added(world):
 # Processes
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def process_is_killed(world):
     process = _victim(world)
     if process:
@@ -286,7 +286,7 @@ def process_is_killed(world):
         world.replace_later(process, world.rng.choice((0, 0.1, 5)))
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def fork_outlives_process(world):
     """A process is killed while a child of it, forked without exec, holds copies of its descriptors."""
     process = _victim(world)
@@ -298,13 +298,13 @@ def fork_outlives_process(world):
     return child.kill
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def process_forks(world):
     process = _victim(world)
     return process and process.fork().kill
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def process_is_replaced(world):
     """Another one begins before this one ends."""
     process = _victim(world)
@@ -313,7 +313,7 @@ def process_is_replaced(world):
         world.after(world.rng.choice((0, 0.1, 3)), process.kill)
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def process_stands_still(world):
     """All its threads stop: SIGSTOP."""
     process = _victim(world)
@@ -323,7 +323,7 @@ def process_stands_still(world):
     return process.go_on
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def interpreter_is_held(world):
     """A call of C code keeps the interpreter for 4 to 12 s."""
     process = _victim(world)
@@ -332,7 +332,7 @@ def interpreter_is_held(world):
         world.after(world.rng.uniform(4, 12), process.go_on)
 
 
-@_kind(LEFT)
+@_kind(LEFT, together=SENT)
 def loops_are_busy(world):
     """Odoo's loops do something else for a while; in a gevent process nothing else runs either."""
     process = _victim(world)
@@ -346,7 +346,7 @@ def loops_are_busy(world):
     return None
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def loops_reopen(world):
     process = _victim(world)
     if process:
@@ -369,7 +369,7 @@ def no_descriptors_left(world):
     return lambda: setattr(process, "no_descriptors", False)
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def no_threads_left(world):
     process = _victim(world)
     if process is None:
@@ -388,7 +388,7 @@ def log_blocks(world):
     return lambda: setattr(process, "log_seconds", 0.0)
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, together=SENT)
 def flood(world):
     world.rate = 20.0
     return lambda: setattr(world, "rate", world.normal_rate)
@@ -404,7 +404,7 @@ def _victim(world):
 # Settings: they hold during the whole run
 
 
-@_kind(POLLED, is_setting=True)
+@_kind(POLLED, together=SENT, is_setting=True)
 def direct_way_is_a_pooler(world):
     """Nobody has set IMDISPATCHER_DB_HOST, or it leads to a pooler in transaction mode."""
     if world.rng.random() < 0.5:
@@ -412,13 +412,13 @@ def direct_way_is_a_pooler(world):
     _lead_to_pooler(world, world.pooler)
 
 
-@_kind(AT_ONCE, is_setting=True)
+@_kind(AT_ONCE, together=SENT, is_setting=True)
 def pooler_keeps_sessions(world):
     """The direct way leads to a pooler in session mode."""
     _lead_to_pooler(world, pooler.Pooler(20, pooler.SESSION))
 
 
-@_kind(AT_ONCE, is_setting=True)
+@_kind(AT_ONCE, together=SENT, is_setting=True)
 def pooler_knows_listen(world):
     """The direct way leads to a pooler like PgDog."""
     _lead_to_pooler(world, pooler.Pooler(5, pooler.PGDOG))
@@ -429,7 +429,7 @@ def _lead_to_pooler(world, target):
     world.paths["direct"].target = target
 
 
-@_kind(CHECKED, is_setting=True)
+@_kind(CHECKED, together=SENT, is_setting=True)
 def stale_primary_first(world):
     """The host list begins with a former primary that is still up."""
     stale = postgres.Server()
