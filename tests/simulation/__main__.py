@@ -12,7 +12,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":
     environ = dict(os.environ, PYTHONHASHSEED="0")
     os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environ)
 
-from . import plan, world  # noqa: E402
+from . import plan, stories, world  # noqa: E402
 from .loading import PACKAGE, Addon  # noqa: E402
 from .report import Report  # noqa: E402
 
@@ -24,6 +24,8 @@ def main():
     addon = Addon(options.addon / PACKAGE)
     world.set_up_logging()
     gc.disable()
+    if options.stories is not None:
+        return bool(stories.tell(addon, options.stories))
     if options.seed is not None:
         return _one(addon, options)
     return _many(addon, options)
@@ -37,6 +39,7 @@ def _arguments():
     parser.add_argument("--kinds", help="kinds of faults instead of those of the seed: a,b or none")
     parser.add_argument("--cycles", type=int, default=2, help="how often the faults happen in each run")
     parser.add_argument("--stop", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument("--stories", nargs="*", help="tell these stories, or all, instead of running seeds")
     parser.add_argument("--lines", action="store_true", help="show how often each line of the log was written")
     parser.add_argument("--addon", type=pathlib.Path, default=_ROOT, help="the folder that has the addon's folder")
     return parser.parse_args()

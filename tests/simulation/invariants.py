@@ -70,7 +70,11 @@ class Watch:
         self._connects = collections.defaultdict(collections.deque)
         self._lines = collections.defaultdict(collections.deque)
         self._well_since = {}
-        self.messages = self.lines_in_calm = 0
+        self.messages = self.lines = self.wrong_advice = self.most_connects = 0
+        #: of ``(sent, process, database, seconds)``, and of ``(triggered, process, seconds)``
+        self.history, self.cron_lateness = [], []
+        #: process -> when messages arrived
+        self.arrivals = collections.defaultdict(list)
         self.line_kinds = collections.Counter()
 
     def measure(self, invariant, value, limit, text):
@@ -114,16 +118,40 @@ class Watch:
         sent = waiting.pop(what, None)
         if loop != "bus":
             if sent is not None:
+                self.cron_lateness.append((sent, odoo, kernel.K.now - sent))
                 self._judge_cron(odoo, loop, what, sent)
             return
         kernel.K.note("received %s" % what)
+        self.arrivals[odoo].append(kernel.K.now)
         if sent is not None:
+            self.history.append((sent.at, odoo, sent.row.database, kernel.K.now - sent.at))
             self._judge(odoo, what, sent)
         received = self._received[odoo]
         received[what] += 1
         began = self._once_since
         if began is not None and received[what] > 1 and self._world.date_of.get(what, 0) > began:
             self.measure(DUPLICATED, received[what] - 1, 0, "%s got %s again" % (odoo.name, what))
+
+    def lateness(self, process, since, until, databases, received_only=False):
+        """Return how late messages that were sent in that time came to ``process``; infinite for what never came."""
+        found = [
+            seconds
+            for at, odoo, database, seconds in self.history
+            if odoo is process and since < at <= until and database in databases
+        ]
+        for sent in self._waiting.get((process, "bus"), {}).values():
+            if not received_only and since < sent.at <= until and sent.row.database in databases:
+                found.append(float("inf"))
+        return found
+
+    def cron_waits(self, but):
+        """Return infinity for each trigger that a cron loop of a process other than ``but`` still waits for."""
+        return [
+            float("inf")
+            for (odoo, loop), waiting in self._waiting.items()
+            if loop != "bus" and odoo is not but
+            for _database in waiting
+        ]
 
     def forget_rows(self, rows):
         """These rows were lost with the server that had them: nobody can deliver them."""
@@ -223,6 +251,10 @@ class Watch:
 
     # Connections and lines of the log
 
+    def count_lines(self, text):
+        """Return how many lines of the log have contained ``text``."""
+        return sum(number for line, number in self.line_kinds.items() if text in line)
+
     def connected(self, process, path):
         if path.name == "pooler" and self._world.expects_direct:
             return
@@ -230,6 +262,7 @@ class Watch:
         times.append(kernel.K.now)
         while times[0] < kernel.K.now - 10:
             times.popleft()
+        self.most_connects = max(self.most_connects, len(times))
         if path.name != "pooler":
             self.measure(CONNECTS, len(times), _MOST_CONNECTS, process.name)
 
@@ -237,12 +270,13 @@ class Watch:
         text = record.getMessage()
         kernel.K.note("LOG %s %s" % (record.levelname, text))
         self._lines[odoo].append(kernel.K.now)
-        self.lines_in_calm += 1
+        self.lines += 1
         self.line_kinds["%s %s" % (record.levelname, _kind_of_line(record))] += 1
         if "internal error" in text:
             self.measure(BUG, 1, 0, "%s: %s" % (odoo.name, text))
         if record.levelname == "ERROR":
             wrong = wrong_advice(self._world, text)
+            self.wrong_advice += bool(wrong)
             if wrong:
                 self.measure(ADVICE, 1, 0, "%s says: %s. But %s" % (odoo.name, text, wrong))
             else:

@@ -79,12 +79,11 @@ class Kernel:
         #: how often a task was given control, by name
         self.turns = collections.Counter()
         self._runnable, self._timers, self._serial = [], [], 0
-        self._preempts_per_statement = 0
         self.set_preemption(0)
 
-    def set_preemption(self, per_statement):
-        """Preempt threads after ``1 / per_statement`` statements on average; 0: never."""
-        self._preempts_per_statement = per_statement
+    def set_preemption(self, per_statement, pauses=_PAUSES):
+        """Preempt threads after ``1 / per_statement`` statements on average, for one of ``pauses``; 0: never."""
+        self._preempts_per_statement, self._pauses = per_statement, pauses
         LEFT[0] = self._statements_until_preemption()
 
     def note(self, text):
@@ -152,7 +151,7 @@ class Kernel:
         """Preempt the current task, unless it is a greenlet of gevent."""
         LEFT[0] = self._statements_until_preemption()
         if self.current is not None and self.current.process.preempts:
-            self.yield_(self.rng.choice(_PAUSES))
+            self.yield_(self.rng.choice(self._pauses))
 
     def run(self, until):
         """Run all tasks and timers until the clock shows ``until``."""

@@ -25,6 +25,8 @@ class Odoo(Process):
         self.ends, self.reopens = False, set()
         #: loop -> time until when it is busy with something else
         self.busy = {}
+        #: of ``(when, database, payload)`` of what other addons heard on channel "orders"
+        self.heard_elsewhere = []
         #: seconds that writing a line of the log takes
         self.log_seconds = 0.0
         self.program = None
@@ -39,6 +41,8 @@ class Odoo(Process):
         if self.kind != GEVENT:
             for number in range(self.world.rng.choice((1, 2))):
                 Task(self, self._cron_loop, ("cron%d" % number,), "%s/cron%d" % (self.name, number))
+        for database in self.world.other_listeners:
+            Task(self, self._other_loop, (database,), "%s/orders" % self.name)
 
     def work_on(self, databases):
         """Open an ordinary cursor on each of ``databases``, as requests do."""
@@ -54,6 +58,10 @@ class Odoo(Process):
 
     def modes(self):
         return [supervisor.mode for supervisor in self.supervisors()]
+
+    def modes_by_database(self):
+        """Return ``{database: mode}``."""
+        return {supervisor.listener.database: supervisor.mode for supervisor in self.supervisors()}
 
     def _connect(self, name):
         return self.program.modules["odoo.sql_db"].db_connect(name)
@@ -112,6 +120,18 @@ class Odoo(Process):
             for notification in connection.notifies:
                 self.world.watch.received(self, loop, notification.payload)
             connection.notifies.clear()
+
+    def _other_loop(self, database):
+        with self._connect(database).cursor() as cr, machine.Selector() as selector:
+            cr.execute("LISTEN orders")
+            cr.commit()
+            connection = cr._cnx
+            selector.register(connection, 1)
+            while not self.ends:
+                selector.select(5)
+                connection.poll()
+                self.heard_elsewhere += [(kernel.K.now, database, one.payload) for one in connection.notifies]
+                connection.notifies.clear()
 
     def _over(self, loop):
         reopens = loop in self.reopens
