@@ -28,7 +28,8 @@ def main():
         return bool(stories.tell(addon, options.stories))
     if options.seed is not None:
         return _one(addon, options)
-    return _many(addon, options)
+    failed = stories.tell(addon, []) if options.kinds is None else 0
+    return bool(_many(addon, options) or failed)
 
 
 def _arguments():

@@ -76,14 +76,16 @@ class Kernel:
         #: a hash of the whole trace, to compare two runs of one seed
         self.digest = 0
         self.keep_trace = keep_trace
+        #: seconds at most for which a new thread runs before the one that has started it goes on
+        self.head_start = 0.0
         #: how often a task was given control, by name
         self.turns = collections.Counter()
         self._runnable, self._timers, self._serial = [], [], 0
         self.set_preemption(0)
 
-    def set_preemption(self, per_statement, pauses=_PAUSES):
-        """Preempt threads after ``1 / per_statement`` statements on average, for one of ``pauses``; 0: never."""
-        self._preempts_per_statement, self._pauses = per_statement, pauses
+    def set_preemption(self, per_statement):
+        """Preempt threads after ``1 / per_statement`` statements on average; 0: never."""
+        self._preempts_per_statement = per_statement
         LEFT[0] = self._statements_until_preemption()
 
     def note(self, text):
@@ -151,7 +153,7 @@ class Kernel:
         """Preempt the current task, unless it is a greenlet of gevent."""
         LEFT[0] = self._statements_until_preemption()
         if self.current is not None and self.current.process.preempts:
-            self.yield_(self.rng.choice(self._pauses))
+            self.yield_(self.rng.choice(_PAUSES))
 
     def run(self, until):
         """Run all tasks and timers until the clock shows ``until``."""

@@ -138,6 +138,8 @@ class Thread:
             raise RuntimeError("can't start new thread")
         self._task = Task(process, self.run, (), "%s/%s" % (process.name, short_name(self.name)))
         self.ident = self._task.serial
+        if process.preempts and kernel.K.head_start:
+            kernel.K.yield_(kernel.K.head_start)
         point()
 
     def is_alive(self):

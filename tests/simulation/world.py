@@ -45,6 +45,7 @@ class World:
         self.long_transactions = rng.choice((0, 0.02, 0.2))
         self.garbage = rng.random() < 0.2
         self.preemption = rng.choice((0, 0.002, 0.02, 0.1))
+        self.kernel.head_start = rng.choice((0.0, 0.0, 0.2))
         pool = rng.choice((1, 2, 5))
         vars(self).update(options)
         self.rate = self.normal_rate
