@@ -29,13 +29,14 @@ class Odoo(Process):
         self.heard_elsewhere = []
         #: seconds that writing a line of the log takes
         self.log_seconds = 0.0
-        self.program = None
+        self.program, self.installed = None, False
         self._environ = dict(world.environ if environ is None else environ)
         Task(self, self._main, (), "%s/main" % self.name)
 
     def _main(self):
         self.program = Program(self.world.addon, self, _odoo_modules(self), self._environ)
         self.program.module("patch").install()
+        self.installed = True
         if self.kind != CRON:
             Task(self, self._bus_loop, (), "%s/bus" % self.name)
         if self.kind != GEVENT:
@@ -51,10 +52,9 @@ class Odoo(Process):
 
     def supervisors(self):
         """Return what `patch.supervisors` does, seen from outside."""
-        patch = self.program and self.program.modules.get("bus_alt_connection.patch")
-        if patch is None or self.dead:
+        if not self.installed or self.dead:
             return []
-        return patch.supervisors()
+        return self.program.module("patch").supervisors()
 
     def modes(self):
         return [supervisor.mode for supervisor in self.supervisors()]
@@ -149,27 +149,11 @@ class Odoo(Process):
 
 def _odoo_modules(process):
     """Return what the addon imports of Odoo, as modules of ``process`` by name."""
-    sql_db = _module("odoo.sql_db", BaseCursor=BaseCursor, Cursor=Cursor, Connection=None)
-
-    # A class for each process, since the addon patches it.
-    class Connection:
-        def __init__(self, dbname, dsn):
-            self.dbname, self.dsn = dbname, dsn
-
-        def cursor(self):
-            return Cursor(self.dbname)
-
-    def connection_info_for(name, readonly=False):
-        return name, {"database": name, "host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
-
-    def db_connect(to, allow_uri=False, readonly=False):
-        return sql_db.Connection(*sql_db.connection_info_for(to))
-
-    sql_db.__dict__.update(Connection=Connection, connection_info_for=connection_info_for, db_connect=db_connect)
     release = _module("odoo.release", version_info=(19, 0, 0, "final", 0, ""), version="19.0")
-    tools = _module("odoo.tools", config=_Config())
+    tools = _module("odoo.tools", config=_Config(workers=0 if process.kind == THREADED else 2))
     server = _module("odoo.service.server", server=types.SimpleNamespace(quit_signals_received=0))
     service = _module("odoo.service", server=server)
+    sql_db = _sql_db()
     odoo = _module("odoo", sql_db=sql_db, release=release, tools=tools, service=service)
     odoo.evented = process.kind == GEVENT
     return {module.__name__: module for module in (odoo, sql_db, release, tools, service, server)}
@@ -187,6 +171,75 @@ class _Config(dict):
         return self
 
 
+# As much of Odoo's sql_db as the addon patches. Ordinary cursors work, but nothing is executed on them here.
+
+
+def _sql_db():
+    """Return a module ``sql_db``, which has classes of its own, since the addon changes them."""
+
+    class Cursor(BaseCursor):
+        def __init__(self, pool, dbname, dsn):
+            super().__init__()
+            self.__pool, self.dbname = pool, dbname
+            self._cnx = pool.borrow(dsn)
+            self._obj = self._cnx.cursor()
+            self._closed = False
+
+        @property
+        def connection(self):
+            return self._cnx
+
+        @property
+        def closed(self):
+            return self._closed or bool(self._cnx.closed)
+
+        def execute(self, query, params=None, log_exceptions=True):
+            return self._obj.execute(query, params)
+
+        def fetchone(self):
+            return self._obj.fetchone()
+
+        def commit(self):
+            self.flush()
+            self._cnx.commit()
+
+        def rollback(self):
+            self._cnx.rollback()
+
+        def close(self):
+            if not self.closed:
+                return self._close(False)
+
+        def _close(self, leak=False):
+            self._obj.close()
+            del self._obj
+            self._closed = True
+            self._cnx.rollback()
+            self.__pool.give_back(self._cnx)
+
+    class Connection:
+        def __init__(self, pool, dbname, dsn):
+            self.__pool, self.dbname, self.__dsn = pool, dbname, dsn
+
+        @property
+        def dsn(self):
+            return {name: value for name, value in self.__dsn.items() if name != "password"}
+
+        def cursor(self):
+            return module.Cursor(self.__pool, self.dbname, self.__dsn)
+
+    def connection_info_for(name, readonly=False):
+        return name, {"database": name, "host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
+
+    def db_connect(to, allow_uri=False, readonly=False):
+        return module.Connection(_Pool(), *module.connection_info_for(to))
+
+    module = _module("odoo.sql_db", BaseCursor=BaseCursor, Cursor=Cursor, Connection=Connection)
+    module.__dict__.update(connection_info_for=connection_info_for, db_connect=db_connect)
+    module.frame_codeinfo = lambda frame, back=0: ("", 0)
+    return module
+
+
 class BaseCursor:
     """``sql_db.BaseCursor`` of Odoo 19.0, without hooks that run something."""
 
@@ -197,12 +250,6 @@ class BaseCursor:
 
     def flush(self):
         self.precommit.run()
-
-    def clear(self):
-        self.precommit.clear()
-
-    def reset(self):
-        pass
 
     def __enter__(self):
         return self
@@ -222,29 +269,32 @@ class _Callbacks:
     def clear(self):
         pass
 
-    def add(self, function):
-        raise AssertionError("the simulated Odoo registers no hooks")
+
+class _Pool:
+    readonly = False
+
+    def borrow(self, dsn):
+        return _PooledConnection()
+
+    def give_back(self, connection, keep_in_pool=True):
+        connection.closed = 1
 
 
-class Cursor(BaseCursor):
-    """An ordinary cursor, on which nothing is executed here."""
+class _PooledConnection:
+    autocommit, closed = False, 0
 
-    def __init__(self, dbname):
-        super().__init__()
-        self.dbname, self._closed = dbname, False
-
-    @property
-    def closed(self):
-        return self._closed
-
-    def execute(self, query, params=None, log_exceptions=True):
-        raise AssertionError("an ordinary cursor on %s is asked for: %s" % (self.dbname, query))
+    def cursor(self):
+        return _PooledCursor()
 
     def commit(self):
         pass
 
-    def rollback(self):
-        pass
+    rollback = commit
+
+
+class _PooledCursor:
+    def execute(self, query, params=None):
+        raise AssertionError("the simulated Odoo executes nothing but LISTEN, but: %s" % query)
 
     def close(self):
-        self._closed = True
+        pass

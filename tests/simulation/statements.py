@@ -98,37 +98,54 @@ def _highest_id(backend, _statement, _values):
     return [(max([row.id for row in backend.cluster.rows(backend.database)] or [0]),)]
 
 
+def _namespace(backend, _statement, _values):
+    return [("public" if backend.cluster.has_bus(backend.database) else None,)]
+
+
 def _catch_up(backend, _statement, values):
-    answer = catch_up(backend.cluster, backend.database, **values)
-    who = backend.client_name
-    text = "look-up in %s for %s since %s, ids above %s, %g s by date: snapshot %s, %d channels"
-    found = len(answer[2])
-    kernel.K.note(
-        text
-        % (backend.database, who, values["since"], values["floor"], float(values["overlap"] or 0), answer[0], found)
-    )
+    if "floor" in values:
+        answer = catch_up_by_floor(backend.cluster, backend.database, **values)
+    else:
+        answer = catch_up(backend.cluster, backend.database, **values)
+    text = "look-up in %s for %s since %s, %g s by date: snapshot %s, %d channels"
+    overlap = float(values["overlap"] or 0)
+    what = (backend.database, backend.client_name, values["since"], overlap, answer[0], len(answer[-2]))
+    kernel.K.note(text % what)
     return [answer]
 
 
-def catch_up(cluster, database, since, known, overlap, floor):
-    """Return what the addon's query on bus_bus returns; see `bus_alt_connection.catchup`."""
+def catch_up(cluster, database, since, known, overlap, rows, late):
+    """Return what the addon's query on bus_bus returns, see `bus_alt_connection.lookup`."""
+    tail = sorted(cluster.rows(database), reverse=True)[:rows]
     snapshot = cluster.snapshot()
-    oldest = int(snapshot.split(":")[0])
-    known = set(known)
-    since = int(since.split(":")[0]) if since else None
+    channels, found, beyond = _new_rows(tail, snapshot, since, known, overlap)
+    first = min([row.id for row in found] or [float("inf")])
+    is_complete = sum(row.id < first for row in tail) >= late or len(tail) < rows
+    return snapshot, cluster.started, is_complete, channels, beyond
+
+
+def catch_up_by_floor(cluster, database, since, known, overlap, floor):
+    """The same for the query of an earlier version."""
     rows = cluster.rows(database)
-    young_from = kernel.K.now - float(overlap or 0)
+    snapshot = cluster.snapshot()
+    tail = [row for row in rows if row.id > floor]
+    channels, _found, beyond = _new_rows(tail, snapshot, since, known, overlap)
+    return snapshot, max([row.id for row in rows] or [0]), channels, beyond
+
+
+def _new_rows(tail, snapshot, since, known, overlap):
+    """Return the channels that are new, the rows that may be, and the ids of those beyond the snapshot."""
+    oldest = int(snapshot.split(":")[0])
+    since = int(since.split(":")[0]) if since else None
     least = oldest if since is None else min(oldest, since)
-    channels, late = {}, []
-    for row in rows:
-        young = row.date > young_from
-        if row.id <= floor or not young and row.xid < least:
-            continue
-        if young or since is not None and row.xid >= since and row.id not in known:
+    young_from = kernel.K.now - float(overlap or 0)
+    found = [row for row in tail if row.date > young_from or row.xid >= least]
+    known = set(known)
+    channels = {}
+    for row in found:
+        if row.date > young_from or since is not None and row.xid >= since and row.id not in known:
             channels[row.channel] = True
-        if row.xid >= oldest:
-            late.append(row.id)
-    return snapshot, max([row.id for row in rows] or [0]), list(channels), late
+    return list(channels), found, [row.id for row in found if row.xid >= oldest]
 
 
 # SELECTs without a table: each column by itself
@@ -147,14 +164,16 @@ def _columns(backend, statement, values):
 
 
 def _select_list(statement):
-    """Return the expressions between SELECT and the end, split at commas that are not in parentheses."""
+    """Return the expressions between SELECT and FROM or the end, split at commas that are not in parentheses."""
     parts, depth = [""], 0
-    for character in re.sub(r"^SELECT\s+", "", statement, flags=re.IGNORECASE):
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
+    for token in re.findall(r"\bFROM\b|.", statement[len("SELECT") :], re.IGNORECASE):
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.upper() == "FROM":
+            break
+        if depth == 0 and token == ",":
             parts.append("")
         else:
-            parts[-1] += character
+            parts[-1] += token
     return parts
 
 
@@ -198,13 +217,18 @@ _STATEMENTS = [
     (_find(r"^(UN)?LISTEN\b"), _listen),
     (_find(r"^SET\b"), _set),
     (_find(r"^(RESET|DISCARD|LOCK)\b"), _nothing),
-    (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
-    (_find(r"\bbus_bus\b.*\bxmin\b|\bxmin\b.*\bbus_bus\b"), _catch_up),
-    (_find(r"\bmax\W+id\b.*\bbus_bus\b"), _highest_id),
+    (_find(r"\bxmin\b"), _catch_up),
+    (_find(r"\bnspname\b.*\bpg_namespace\b.*\bto_regclass\b"), _namespace),
     (_WithoutTable(), _columns),
+    (_find(r"\bFROM\b.*\bpg_class\b"), _columns),
+    (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
+    (_find(r"\bmax\W+id\b.*\bbus_bus\b"), _highest_id),
 ]
 
 _COLUMNS = [
+    (_find(r"\bpg_database\b"), lambda backend, _values: list(backend.cluster.databases)),
+    # What kind of table bus_bus is, and whether its owner is trusted.
+    (_find(r"\brelkind\b|\brelowner\b"), lambda backend, _values: True),
     (_find(r"\bpg_notify\b"), _notify),
     (_find(r"\bset_config\b"), _setting),
     (_find(r"\bpg_backend_pid\b"), lambda backend, _values: backend.pid),

@@ -6,7 +6,7 @@ above the limit. ``python -m tests.simulation --stories`` tells all of them.
 
 import statistics
 
-from . import faults, world
+from . import faults, invariants, kernel, world
 from .odoo import CRON, GEVENT, THREADED
 
 #: all stories in order
@@ -311,5 +311,9 @@ def tell(addon, names):
             "%-4s %-62s %8.3f, limit %g" % ("ok" if value <= limit else "FAIL", story.__name__, value, limit),
             flush=True,
         )
+        for _when, invariant, text in kernel.K.problems:
+            if invariant in (invariants.CRASH, invariants.BUG):
+                print("     %s: %s" % (invariant, text))
+                failed += 1
         world.forget_last()
     return failed

@@ -171,7 +171,7 @@ class World:
         self.cluster.add_database(name)
         # What Odoo never used nobody asks for; so each process works on it before anything is sent.
         for process in self.odoos:
-            if process.program and "bus_alt_connection.patch" in process.program.modules:
+            if process.installed:
                 kernel.Task(process, process.work_on, ([name],), "%s/request" % process.name)
 
     def start_odoo(self, kind):
