@@ -7,6 +7,8 @@ import pathlib
 import sys
 import time
 
+from greenlet import GreenletExit
+
 if os.environ.get("PYTHONHASHSEED") != "0":
     # Sets of texts have an order of their own in each process otherwise.
     environ = dict(os.environ, PYTHONHASHSEED="0")
@@ -23,6 +25,7 @@ def main():
     options = _arguments()
     addon = Addon(options.addon / PACKAGE)
     world.set_up_logging()
+    sys.unraisablehook = _unraisable
     gc.disable()
     if options.stories is not None:
         return bool(stories.tell(addon, options.stories))
@@ -30,6 +33,12 @@ def main():
         return _one(addon, options)
     failed = stories.tell(addon, []) if options.kinds is None else 0
     return bool(_many(addon, options) or failed)
+
+
+def _unraisable(unraisable):
+    """Report an exception in a finalizer, unless that belongs to a process that was killed."""
+    if not issubclass(unraisable.exc_type, GreenletExit):
+        sys.__unraisablehook__(unraisable)
 
 
 def _arguments():

@@ -4,7 +4,7 @@ import collections
 import types
 
 import psycopg2
-from psycopg2 import extensions
+from psycopg2 import errors, extensions, extras, sql
 
 from . import kernel, machine
 from .network import TO_SERVER, Link
@@ -12,7 +12,7 @@ from .network import TO_SERVER, Link
 
 def error(sqlstate, message):
     """Return what psycopg2 raises for ``sqlstate``; its ``pgcode`` can only be set by a class."""
-    base = psycopg2.errors.lookup(sqlstate)
+    base = errors.lookup(sqlstate)
     return type(base.__name__, (base,), {"pgcode": sqlstate})(message)
 
 
@@ -154,5 +154,5 @@ def library():
     """Return the module that stands in for psycopg2: the real one, with another ``connect``."""
     module = types.ModuleType("psycopg2")
     vars(module).update({name: value for name, value in vars(psycopg2).items() if not name.startswith("__")})
-    module.connect = Connection
+    module.__dict__.update(connect=Connection, errors=errors, extras=extras, sql=sql)
     return module
