@@ -1,7 +1,7 @@
 """What the server answers to each statement. Every statement that is known stands in `_STATEMENTS` or `_COLUMNS`.
 
 They are recognised by key words, since their text changes. One that is not known ends the run with its text. After a
-change of the addon's SQL, adapt the two tables here, and `catch_up` if the meaning of that query has changed.
+change of the addon's SQL, adapt the two tables here, and `look_up` if the meaning of that query has changed.
 """
 
 import re
@@ -103,15 +103,18 @@ def _namespace(backend, _statement, _values):
 
 
 def _catch_up(backend, _statement, values):
-    if "floor" in values:
-        answer = catch_up_by_floor(backend.cluster, backend.database, **values)
-    else:
-        answer = catch_up(backend.cluster, backend.database, **values)
+    answer = look_up(backend.cluster, backend.database, values)
     text = "look-up in %s for %s since %s, %g s by date: snapshot %s, %d channels"
     overlap = float(values["overlap"] or 0)
     what = (backend.database, backend.client_name, values["since"], overlap, answer[0], len(answer[-2]))
     kernel.K.note(text % what)
     return [answer]
+
+
+def look_up(cluster, database, values):
+    """Return the row that the addon's query on bus_bus returns for ``values``."""
+    query = catch_up_by_floor if "floor" in values else catch_up
+    return query(cluster, database, **values)
 
 
 def catch_up(cluster, database, since, known, overlap, rows, late):
