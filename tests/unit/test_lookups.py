@@ -461,7 +461,7 @@ def test_while_databases_can_not_be_listed_that_is_tried_ever_more_rarely(fake, 
 def test_many_channels_are_delivered_in_portions(fake, watched, live, lose, feed):
     supervisor = watched(1)
     lose()
-    for number in range(1050):
+    for number in range(105):
         fake.write("x1", '"%d"' % number, notify=False)
     arrived, deliver = [], supervisor._deliver
 
@@ -472,8 +472,8 @@ def test_many_channels_are_delivered_in_portions(fake, watched, live, lose, feed
     supervisor._deliver = note
     live(supervisor, 6)
     assert len(arrived) == 11
-    assert 0.9 <= arrived[-1][0] - arrived[0][0] <= 3
-    assert all('"%d"' % number in "".join(payload for _at, payload in arrived) for number in range(1050))
+    assert 10 * catchup.PAUSE <= arrived[-1][0] - arrived[0][0] <= 3
+    assert all('"%d"' % number in "".join(payload for _at, payload in arrived) for number in range(105))
 
 
 def test_a_very_large_number_does_not_take_long(fake):
@@ -484,4 +484,4 @@ def test_a_very_large_number_does_not_take_long(fake):
     running.start(task)
     while running:
         running.run(math.inf)
-    assert len(portions) == catchup.MOST_PORTIONS and fake.now - began <= 3
+    assert len(portions) == catchup.MOST_PORTIONS and fake.now - began <= 11
