@@ -69,7 +69,7 @@ class Journal(object):
             return self._entries[0][0]
         return float("inf")
 
-    def write(self, now):
+    def write(self, now):  # pylint: disable=method-required-super
         """Write the lines that are due at ``now``. May block as long as the log handlers do."""
         while self._entries and self.due <= now:
             _due, write, args = self._entries.popleft()

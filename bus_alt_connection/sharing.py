@@ -264,15 +264,27 @@ class FollowerSession(Session):
         with contextlib.suppress(BlockingIOError):
             while not self._arrived:
                 self._read()
-        if self.seconds_until_silent() <= 0:
-            self.avoid_for = AVOID_SILENT
-            text = "%s, through which it listened, has been silent for %.1f s"
-            raise psycopg2.OperationalError(text % (self._leader, SILENCE))
+        if time.monotonic() >= self._silent_at:
+            self._expect_another_heartbeat()
         arrived, self._arrived = self._arrived, []
         return arrived
 
     def seconds_until_silent(self):
-        return max(self._read_at + SILENCE - time.monotonic(), 0.0)
+        return max(self._silent_at - time.monotonic(), 0.0)
+
+    def _expect_another_heartbeat(self):
+        """Raise ``psycopg2.OperationalError`` unless this process itself did not run when it should have looked.
+
+        Then the machine may be busy, or was suspended, and the leader gets the time for one more heartbeat.
+        """
+        now = time.monotonic()
+        overslept = now - self._silent_at > 0.5
+        if not overslept or self._waits_longer:
+            self.avoid_for = AVOID_SILENT
+            text = "%s, through which it listened, has been silent for %.1f s"
+            raise psycopg2.OperationalError(text % (self._leader, SILENCE))
+        self._waits_longer = True
+        self._silent_at = now + HEARTBEAT + 0.5
 
     def why_unheard(self, sender, leaked):
         self.avoid_for = AVOID_UNHEARD if self.confirmed is None else AVOID_SILENT
@@ -297,7 +309,8 @@ class FollowerSession(Session):
                 in_force = frozenset(state[1])
         except (ConnectionError, ValueError, TypeError, LookupError, RecursionError):
             raise Moved(self._leader + ", through which it listened, is gone") from None
-        self._read_at = time.monotonic()
+        self._silent_at = time.monotonic() + SILENCE
+        self._waits_longer = False
         if state:
             if facts is not None:
                 facts = facts._replace(address="%s at %s" % (self._leader, facts.address))

@@ -51,7 +51,8 @@ def test_locked_tables_and_used_up_pools_delay_no_other_database(server):
     for name in NAMES:
         server.execute("CREATE DATABASE %s OWNER odoo" % name)
         server.execute(TABLE, dbname=name)
-    with PgBouncer(server, databases={"used_up": "pool_size=1 reserve_pool=0"}) as pooler, contextlib.ExitStack() as exits:
+    databases = {"used_up": "pool_size=1 reserve_pool=0"}
+    with PgBouncer(server, databases=databases) as pooler, contextlib.ExitStack() as exits:
         for name, through in (("locked", server), ("used_up", pooler)):
             held = exits.enter_context(contextlib.closing(through.connect(name)))
             held.cursor().execute("LOCK TABLE bus_bus")

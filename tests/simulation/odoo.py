@@ -3,6 +3,8 @@
 import json
 import types
 
+import psycopg2
+
 from psycopg2 import Error
 
 from . import kernel, machine
@@ -122,6 +124,14 @@ class Odoo(Process):
             connection.notifies.clear()
 
     def _other_loop(self, database):
+        while not self.ends:
+            try:
+                self._serve_other(database)
+            except psycopg2.OperationalError as error:
+                # Such a listener catches up by itself after a gap, and listens again.
+                kernel.K.note("the listener on orders in %s begins again: %s" % (database, error))
+
+    def _serve_other(self, database):
         with self._connect(database).cursor() as cr, machine.Selector() as selector:
             cr.execute("LISTEN orders")
             cr.commit()

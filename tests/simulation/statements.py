@@ -94,6 +94,10 @@ def _databases(backend, statement, values):
     return [(name,) for name in names]
 
 
+def _settings(_backend, _statement, values):
+    return [(name, "default") for name in _positional(values)[0]]
+
+
 def _highest_id(backend, _statement, _values):
     return [(max([row.id for row in backend.cluster.rows(backend.database)] or [0]),)]
 
@@ -225,6 +229,7 @@ _STATEMENTS = [
     (_WithoutTable(), _columns),
     (_find(r"\bFROM\b.*\bpg_class\b"), _columns),
     (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
+    (_find(r"\bFROM\b.*\bpg_settings\b"), _settings),
     (_find(r"\bmax\W+id\b.*\bbus_bus\b"), _highest_id),
 ]
 
