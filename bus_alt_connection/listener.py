@@ -53,7 +53,10 @@ _SERVER_SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-_READ_SETTINGS = "SELECT name, source FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (%s::text[])"
+_READ_SETTINGS = (
+    "SELECT name, source FROM pg_catalog.pg_settings"
+    " WHERE name OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"
+)
 
 
 class Listener(object):
