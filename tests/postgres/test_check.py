@@ -539,6 +539,8 @@ def test_a_system_database_that_there_is_not_is_told(run, server, pooler):
 
 
 def test_settings_that_are_refused_are_not_connected_with(run, server, pooler):
+    # A server connection of the pool may have kept the application_name of an earlier client.
+    pooler.restart()
     mark = server.log_mark()
     output = run(odoo(pooler), to(server, SSLMODE="verify_full"), code=1)
     assert not rows(output, "direct")

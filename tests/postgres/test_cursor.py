@@ -11,7 +11,7 @@ from bus_alt_connection.cursor import NO_POOL, ListeningConnection, turn
 from bus_alt_connection.listener import DirectSession, Listener
 from stack.postgres import libpq_parameters
 from stack.waiting import wait_until
-from tests.unit.fakes import Cursor, FakePool
+from tests.unit.fakes import Cursor, Events, FakePool
 
 
 class Connection(extensions.connection):
@@ -37,7 +37,7 @@ def ordinary(pool):
 @pytest.fixture
 def listening(server, ordinary):
     """Return a function that makes a ListeningConnection; its listener is confirmed by nobody, as no check is made."""
-    listener = Listener("postgres", lambda: DirectSession(libpq_parameters(server)), lambda: False, lambda event: None)
+    listener = Listener("postgres", lambda _listener: DirectSession(libpq_parameters(server)), lambda: False, Events())
 
     def start(feed):
         listener.add(feed)
@@ -146,7 +146,7 @@ def test_listen_and_unlisten_count_from_the_commit(server, cursor, pool):
         check_heard(server, cursor, channel)
     cursor.execute("UNLISTEN other")
     listener = cursor._cnx.listener
-    wait_until(lambda: listener.in_force[1] == {"A b"}, 5, "UNLISTEN")
+    wait_until(lambda: set(listener.in_force[1]) == {"A b"}, 5, "UNLISTEN")
     for channel, payload in (("other", "not heard"), ("A b", "heard")):
         server.execute("SELECT pg_notify(%s, %s)", (channel, payload))
     assert select.select([cursor._cnx], [], [], 5)[0]

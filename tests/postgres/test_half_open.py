@@ -10,7 +10,7 @@ import pytest
 from bus_alt_connection import connection
 from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import DirectSession, Listener
-from bus_alt_connection.log import OutageLog
+from bus_alt_connection.log import Journal, OutageLog
 from bus_alt_connection.settings import Settings
 from bus_alt_connection.supervisor import Supervisor
 from stack.postgres import USER, PostgreSQL, libpq_parameters
@@ -18,15 +18,7 @@ from stack.proxy import Proxy, black_hole
 from stack.waiting import wait_until
 from tests.support.background import background, in_background  # noqa: F401
 from tests.support.network import network
-
-
-class Feed:
-    """One who listens to the bus, as far as a listener knows."""
-
-    channels = frozenset(["imbus"])
-
-    def put(self, notifications):
-        return True
+from tests.unit.fakes import FakeFeed
 
 
 @contextlib.contextmanager
@@ -36,11 +28,11 @@ def listening(server, through, settings):
     def pooled(dbname):
         return connection.opening(libpq_parameters(server, dbname))
 
-    def direct():
+    def direct(_listener):
         return connection.connect(libpq_parameters(through), DirectSession)
 
-    listener = Listener("postgres", direct, lambda: False, OutageLog("postgres"))
-    feed = Feed()
+    listener = Listener("postgres", direct, lambda: False, Journal(OutageLog("postgres")))
+    feed = FakeFeed("imbus")
     listener.add(feed)
     supervisor = Supervisor(listener, pooled, Databases(), Backlog(pooled), settings)
     for one in (listener, supervisor):

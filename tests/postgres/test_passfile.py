@@ -39,7 +39,7 @@ def test_a_listener_reads_a_rotated_password_from_its_file(server, passfile, rot
     rotate("second")
     passfile.write_text("*:*:*:%s:second\n" % USER)
 
-    def connect():
+    def connect(_listener):
         return connection.connect(options.parameters(own), DirectSession)
 
     listener = Listener("postgres", connect, lambda: False, events)

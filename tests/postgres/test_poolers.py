@@ -11,7 +11,7 @@ import pytest
 from bus_alt_connection import connection, settings, supervisor
 from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import DirectSession, Listener
-from bus_alt_connection.log import CONFIRMED, DEAF
+from bus_alt_connection.log import CONFIRMED, UNHEARD
 from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from stack.postgres import PASSWORD, USER, libpq_parameters
 from stack.stack import ADDON
@@ -34,7 +34,10 @@ def listen(monkeypatch):
         def pooled(database):
             return connection.opening(libpq_parameters(through, database))
 
-        listener = Listener("postgres", lambda: DirectSession(libpq_parameters(to)), lambda: False, events, 19)
+        def direct(_listener):
+            return DirectSession(libpq_parameters(to))
+
+        listener = Listener("postgres", direct, lambda: False, events, 19)
         listener.add(feed)
         options = settings.read({}, {})
         watcher = supervisor.Supervisor(listener, pooled, Databases(), Backlog(pooled), options)
@@ -83,13 +86,13 @@ def test_a_pooler_that_hands_on_the_pid_is_told_from_the_server(server):
 def test_the_log_calls_a_pooler_that_hands_on_the_pid_a_pooler(server, pooler, listen):
     with PoolerLike(server) as pgagroal:
         events = listen(pgagroal, pooler)[1]
-        assert "is a pooler that does not keep the connection" in events.wait_for(DEAF).reason
+        assert "is a pooler that does not keep the connection" in events.wait_for(UNHEARD).reason
 
 
 def test_the_log_calls_it_a_pooler_if_odoo_sends_through_it_as_well(server, listen):
     with PoolerLike(server) as pgagroal:
         events = listen(pgagroal, pgagroal)[1]
-        assert "is a pooler that does not keep the connection" in events.wait_for(DEAF).reason
+        assert "is a pooler that does not keep the connection" in events.wait_for(UNHEARD).reason
 
 
 def test_past_a_pooler_that_hands_on_the_pid_listeners_hear(server, listen):
@@ -167,9 +170,9 @@ def test_the_check_says_of_a_real_pooler_what_it_is_good_for(server, check, pool
 def test_a_session_is_prepared_for_a_long_life_only_once_it_was_heard(server, pooler, listen):
     mark = server.log_mark()
     session = DirectSession(libpq_parameters(server))
-    session.listen(frozenset(["imbus"]))
+    session.listen(frozenset(["imbus"]), lambda *_warning: None)
     session.close()
     assert "idle_session_timeout" not in server.log_since(mark)
     events = listen(server, pooler)[1]
     events.expect(CONFIRMED)
-    server.wait_for_log("SET idle_session_timeout = 0", mark)
+    server.wait_for_log(r"set_config\('idle_session_timeout', '0', false\)", mark)

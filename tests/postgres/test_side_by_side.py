@@ -12,7 +12,7 @@ from bus_alt_connection.listener import Listener
 from stack.pgbouncer import PgBouncer
 from stack.postgres import libpq_parameters
 from stack.waiting import wait_until
-from tests.unit.fakes import FakeFeed
+from tests.unit.fakes import Events, FakeFeed
 
 TABLE = """
     CREATE TABLE bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar);
@@ -28,11 +28,11 @@ def polling(pooler, names):
     def pooled(database):
         return connection.opening(libpq_parameters(pooler, database))
 
-    def refused():
+    def refused(_listener):
         raise psycopg2.OperationalError("Connection refused")
 
     options = settings.read({"IMDISPATCHER_POLL_INTERVAL": "1"}, {})
-    listener, feed = Listener("postgres", refused, lambda: False, lambda event: None, 19), FakeFeed("imbus")
+    listener, feed = Listener("postgres", refused, lambda: False, Events(), 19), FakeFeed("imbus")
     listener.add(feed)
     backlog = catchup.Backlog(pooled)
     watcher = supervisor.Supervisor(listener, pooled, catchup.Databases(names), backlog, options)

@@ -77,7 +77,7 @@ def test_what_the_administrator_has_configured_stays():
         for name, value in of_role.items():
             server.execute("ALTER ROLE %s SET %s = %d" % (USER, name, value))
         with contextlib.closing(connection.connect(libpq_parameters(server), DirectSession)) as session:
-            session.listen({"imbus"})
+            session.listen({"imbus"}, lambda *_warning: None)
             session.settle()
             for name, value in {**configured, **of_role}.items():
                 assert session.row("SHOW " + name) == (str(value),)
