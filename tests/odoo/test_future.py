@@ -124,21 +124,21 @@ def test_gevent_processes_at_one_port_share_a_connection():
 
         wait_until(both_listen, 30, "both to have clients", 0.2, stack.odoo.log_tail)
         # The cron worker hosts until it has found one of them.
-        host = wait_until(lambda: _only_connection(stack) & {first, second}, 20, "one of them to host", 0.1).pop()
+        leader = wait_until(lambda: _only_connection(stack) & {first, second}, 20, "one of them to lead", 0.1).pop()
         stack.send("tests", "hello")
         for client in clients:
             client.wait_for("hello")
         # Each answers for itself.
         assert {_health(stack) for _ in range(40)} == {("pass", "listening"), ("pass", "shared")}
 
-        os.kill(host, signal.SIGKILL)
+        os.kill(leader, signal.SIGKILL)
         wait_until(lambda: any(client.failures for client in clients), 10, "its clients to notice")
         stack.send("tests", "hello again")
         left = [client for client in clients if not client.failures]
         assert left
         for client in left:
             client.wait_for("hello again")
-        wait_until(lambda: _only_connection(stack) == {first, second} - {host}, 20, "the other to host", 0.1)
+        wait_until(lambda: _only_connection(stack) == {first, second} - {leader}, 20, "the other to lead", 0.1)
 
 
 def _gevents(stack):

@@ -5,14 +5,24 @@ import contextlib
 import pytest
 import requests
 
+from bus_alt_connection.supervisor import CHECK_TIMEOUT
 from stack.odoo import series_number
 from stack.stack import Stack
 from stack.waiting import wait_until
 
-KEYS = {"mode", "status", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
+KEYS = {"mode", "status", "problem", "listening", "confirmed", "seconds_since_check", "round_trip_ms", "reconnects"}
+NOT_SENT = "nothing can be sent through the connection of Odoo's other cursors"
+NOT_CHECKED = "the last check of the listener is older than the check interval"
+PROBLEMS = {
+    "listening": {None, NOT_SENT, NOT_CHECKED},
+    "polling": {"nothing listens, so notifications arrive late"},
+    "deaf": {"notifications do not arrive"},
+    None: {None},
+}
 NO_LISTENER = {
     "mode": None,
     "status": "pass",
+    "problem": None,
     "listening": False,
     "confirmed": False,
     "seconds_since_check": None,
@@ -40,9 +50,10 @@ def ask(url, **options):
     says = answer.json()
     # Neither hosts nor accounts nor databases: there is no text but one of these.
     assert set(says) == KEYS
-    modes = {"listening": "pass", "polling": "degraded", "deaf": "fail", None: "pass"}
-    assert says["status"] == modes[says["mode"]]
-    assert {type(value) for key, value in says.items() if key not in ("mode", "status")} <= {
+    assert says["problem"] in PROBLEMS[says["mode"]]
+    usual = "degraded" if says["problem"] else "pass"
+    assert says["status"] == {"polling": "degraded", "deaf": "fail"}.get(says["mode"], usual)
+    assert {type(value) for key, value in says.items() if key not in ("mode", "status", "problem")} <= {
         bool,
         int,
         float,
@@ -167,3 +178,23 @@ def test_without_polling_it_passes_by_itself_once_the_pooler_is_back():
         stack.pooler.start()
         says = wait_for_answer(stack, 200, "pass", 20)
         assert (says["mode"], says["listening"], says["confirmed"]) == ("listening", True, True)
+
+
+def test_it_degrades_within_the_interval_while_nothing_can_be_sent():
+    interval = 3
+    environment = {"IMDISPATCHER_CHECK_INTERVAL": str(interval)}
+    with Stack("19.0", environment=environment, jobs=False) as stack, stack.client():
+        wait_for_answer(stack, 200, "pass")
+        stack.pooler.stop()
+        says = wait_for_answer(stack, 200, "degraded", interval)
+        assert (says["mode"], says["problem"], says["confirmed"]) == ("listening", NOT_SENT, True)
+
+        stack.pooler.start()
+        wait_for_answer(stack, 200, "pass")
+        stack.pooler.pause()
+        # Connecting hangs.
+        says = wait_for_answer(stack, 200, "degraded", interval + CHECK_TIMEOUT + 1)
+        assert (says["mode"], says["problem"], says["confirmed"]) == ("listening", NOT_CHECKED, True)
+
+        stack.pooler.resume()
+        wait_for_answer(stack, 200, "pass")

@@ -196,7 +196,7 @@ def test_odoo_stops_in_an_outage_as_it_does_otherwise(stack, usual_stop, client,
         # From here on it waits most of the time, for its next attempt.
         time.sleep(0.5)
         assert seconds_to_stop(stack) < usual_stop + 3 + stack.odoo.stop_jitter
-    assert {found.level for found in records(stack, mark)} == {"WARNING"}
+    assert {found.level for found in troubles(stack, mark)} == {"WARNING"}
     log = stack.odoo.log_since(mark)
     assert not re.search(r"(Exception|Error) in thread|internal error|failed with", log)
     # Without its own connections Odoo has tracebacks of its own.

@@ -151,7 +151,8 @@ def test_a_pooler_that_is_paused_is_not_the_listeners_fault(stack, client):
     mark, server_mark, pid = stack.odoo.log_mark(), stack.server.log_mark(), stack.wait_for_listen()
     stack.pooler.pause()
     try:
-        wait_for_record(stack, "can't tell whether the listener of database postgres hears: sending fails: ", mark)
+        # The log has it once a minute: the test before may have caused it.
+        wait_until(lambda: stack.odoo.health()["problem"], SOON, "health to say that nothing is sent", 0.2)
     finally:
         stack.pooler.resume()
     _not_blamed(stack, client, mark, server_mark, pid)
@@ -161,7 +162,8 @@ def _not_blamed(stack, client, mark, server_mark, pid):
     wait_for_checks(stack, 2, stack.server.log_mark())
     stack.send(client.channel, "after")
     client.wait_for("after", SOON)
-    assert [found.level for found in records(stack, mark, bus_pid(stack))] == ["WARNING"]
+    sending = "can't tell whether the listener of database postgres hears: sending fails: "
+    assert [found for found in records(stack, mark, bus_pid(stack)) if not found.message.startswith(sending)] == []
     assert not [one for one in statements(stack, server_mark) if one.listens]
     assert stack.wait_for_listen() == pid
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from bus_alt_connection.listener import LONGEST_DELAY
+from bus_alt_connection.sharing import AVOID_SILENT
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records, troubles
@@ -44,12 +45,12 @@ def machine(variant):
         "server_options": {"settings": {"log_connections": "on"}},
     }
     with Stack(*variant, environment=environment, jobs=False, proxy=True, **options) as stack, stack.client():
-        first_host = Machine(stack).settle()
+        first_leader = Machine(stack).settle()
         with stack.another() as other:
             machine = Machine(stack, other)
             with other.client(listening=False):
                 machine.settle()
-                machine.joined_at_once = set(Machine(other).ways(first=True).values()) == {first_host}
+                machine.joined_at_once = set(Machine(other).ways(first=True).values()) == {first_leader}
             yield machine
 
 
@@ -75,18 +76,18 @@ def wait_for_all(clients, message, deadline=AT_ONCE):
 
 @pytest.mark.matrix
 def test_all_settle_on_one_connection_and_say_so(machine, clients, channel):
-    host = machine.settle()
+    leader = machine.settle()
     listeners = machine.listeners()
     (row,) = machine.stacks[0].direct_connections()
     for pid, stack in listeners.items():
         said = [one.message for one in records(stack, pid=pid) if one.message.startswith("listening")]
-        way = "at" if pid == host else "through process %d at" % host
+        way = "at" if pid == leader else "through process %d at" % leader
         place = r"%s:%s \(database postgres, backend pid %d\)" % (stack.proxy.host, stack.proxy.port, row.pid)
         assert re.match(r"listening(?: again)? on [^(]+ %s %s, confirmed in [\d.]+ ms" % (way, place), said[-1])
     # Health is served where there is HTTP.
     for stack in machine.stacks:
         says = stack.odoo.health()
-        mode = "listening" if listeners[host] is stack else "shared"
+        mode = "listening" if listeners[leader] is stack else "shared"
         assert (says["mode"], says["status"], says["listening"], says["confirmed"]) == (mode, "pass", True, True)
     assert machine.joined_at_once, "the second Odoo came to it by way of something else"
     for message in ("one", "two"):
@@ -105,86 +106,106 @@ def complaints(marks):
     return [found for stack, mark in marks.items() for found in troubles(stack, mark)]
 
 
-# Something happens to the host ------------------------------------------------
+# Something happens to the leader ------------------------------------------------
 
 
-def others(machine, clients, host):
-    """Return the clients of the Odoos that go on without ``host``."""
-    return [client for stack, client in clients.items() if machine.listeners()[host] is not stack]
+def others(machine, clients, leader):
+    """Return the clients of the Odoos that go on without ``leader``."""
+    return [client for stack, client in clients.items() if machine.listeners()[leader] is not stack]
 
 
 @pytest.mark.matrix
-def test_if_the_host_is_killed_the_others_hear_again_and_nothing_is_lost(machine, clients, channel):
+def test_if_the_leader_is_killed_the_others_hear_again_and_nothing_is_lost(machine, clients, channel):
     # Who has just come waits longer before the next attempt.
-    host = machine.settle(lasting=LONGEST_DELAY)
-    guests, listeners = others(machine, clients, host), machine.listeners()
+    leader = machine.settle(lasting=LONGEST_DELAY)
+    followers, listeners = others(machine, clients, leader), machine.listeners()
     marks = mark_all(machine)
-    os.kill(host, signal.SIGKILL)
+    os.kill(leader, signal.SIGKILL)
     killed = time.monotonic()
     machine.stacks[0].send(channel, "alone")
     # Within a second, and what a busy machine takes.
-    assert wait_for_all(guests, "alone") - killed < 3
-    if not listeners[host].odoo.workers:
-        listeners[host].odoo.kill()
-    rest = set(listeners) - {host}
-    wait_until(lambda: all(machine.ways().get(pid) not in (None, host) for pid in rest), AT_ONCE, "the others to hear")
+    assert wait_for_all(followers, "alone") - killed < 3
+    if not listeners[leader].odoo.workers:
+        listeners[leader].odoo.kill()
+    rest = set(listeners) - {leader}
+    wait_until(lambda: all(machine.ways().get(pid) not in (None, leader) for pid in rest), AT_ONCE, "others to hear")
     machine.stacks[0].send(channel, "after")
-    wait_for_all(guests, "after")
-    assert [client.messages for client in guests] == [["alone", "after"]] * len(guests)
+    wait_for_all(followers, "after")
+    assert [client.messages for client in followers] == [["alone", "after"]] * len(followers)
     # Nor did it take a check to find out.
     assert complaints(marks) == []
 
 
+def stream(stack, channel, seconds):
+    """Send numbers for so many seconds; return what was sent."""
+    sent, end = [], time.monotonic() + seconds
+    with contextlib.closing(stack.sender()) as sender:
+        while time.monotonic() < end:
+            sent.append(sender.send(channel, len(sent)))
+            time.sleep(0.1)
+    return sent
+
+
+def longest_delay(client, sent):
+    """Return the seconds from sending to arrival of that which took longest."""
+    arrived = {received.id: received.at for received in client.received}
+    return max(arrived[one.id] - one.at for one in sent)
+
+
 @pytest.mark.matrix
-def test_nobody_relies_on_a_host_that_is_stopped(machine, clients, channel):
-    host = machine.settle()
-    guests, rest = others(machine, clients, host), set(machine.listeners()) - {host}
+def test_followers_leave_a_leader_that_stands_still_and_come_back(machine, clients, channel):
+    leader = machine.settle()
+    followers, rest = others(machine, clients, leader), set(machine.listeners()) - {leader}
+    marks = mark_all(machine)
     with contextlib.ExitStack() as end:
-        os.kill(host, signal.SIGSTOP)
-        end.callback(os.kill, host, signal.SIGCONT)
-        machine.stacks[0].send(channel, "alone")
-        wait_for_all(guests, "alone", SOON)
+        os.kill(leader, signal.SIGSTOP)
+        end.callback(os.kill, leader, signal.SIGCONT)
+        sent = stream(machine.stacks[0], channel, 12)
+        wait_for_all(followers, len(sent) - 1)
+        assert max(longest_delay(client, sent) for client in followers) < 6
 
-        def apart():
-            ways = machine.ways()
-            return all(ways[pid] not in (None, host) for pid in rest)
+        def together():
+            ways = {way for pid, way in machine.ways().items() if pid != leader}
+            return len(ways) == 1 and machine.connected() - {leader} == ways
 
-        wait_until(apart, SOON, "the others to have connections of their own", 0.1)
-        assert machine.connected() - {host} == set(machine.ways().values()) - {host}
-        machine.stacks[0].send(channel, "pushed")
-        wait_for_all(guests, "pushed")
-    machine.settle()
+        wait_until(together, SOON, "the others to have one connection", 0.1)
+    machine.settle(deadline=INTERVAL + AVOID_SILENT)
     machine.stacks[0].send(channel, "shared")
     wait_for_all(clients.values(), "shared")
-    assert [client.messages for client in clients.values()] == [["alone", "pushed", "shared"]] * len(clients)
+    assert [client.messages for client in clients.values()] == [[*range(len(sent)), "shared"]] * len(clients)
+    # A check may be the first to find out.
+    left = r"lost the listener of .*: process %d, through which it listened, (has been silent|did not deliver)" % leader
+    lost = [one for one in complaints(marks) if re.match(left, one.message)]
+    assert {one.pid for one in lost} == rest
+    assert complaints(marks) == lost
 
 
-def test_a_host_that_ends_costs_its_guests_nothing(machine, clients, channel):
-    host = machine.settle(lasting=LONGEST_DELAY)
-    ending, (guest,) = machine.listeners()[host], others(machine, clients, host)
+def test_a_leader_that_ends_costs_its_followers_nothing(machine, clients, channel):
+    leader = machine.settle(lasting=LONGEST_DELAY)
+    ending, (follower,) = machine.listeners()[leader], others(machine, clients, leader)
     marks = mark_all(machine)
-    with flowing(ending, guest, channel):
+    with flowing(ending, follower, channel):
         assert ending.odoo.stop() == 0
-        assert machine.settle() != host
+        assert machine.settle() != leader
     assert complaints(marks) == []
     assert "Traceback" not in ending.odoo.log_since(marks[ending])
 
 
 def test_after_a_restart_of_postgresql_one_process_connects(machine, clients, channel):
-    host, first = machine.settle(), machine.stacks[0]
+    leader, first = machine.settle(), machine.stacks[0]
     mark, attempts = first.server.log_mark(), first.proxy.accepted
     first.server.stop()
-    # Guests that wait rely on their host through the half minute that many take; two processes show that at once.
+    # Followers that wait rely on their leader through the half minute that many take; two processes show that at once.
     wanted = 2 if len(machine.listeners()) == 2 else 9
     wait_until(lambda: first.proxy.accepted > attempts + wanted, 60, "some attempts to connect")
     first.server.start()
     with contextlib.closing(first.sender(direct=True)) as sender:
         sender.send(channel, "alone")
     wait_for_all(clients.values(), "alone", SOON)
-    assert machine.settle() == host
+    assert machine.settle() == leader
     authorized = r"connection authorized: .* application_name=odoo-listener-(\d+)"
     connected = re.findall(authorized, first.server.log_since(mark))
-    assert [int(pid) for pid in connected] == [host]
+    assert [int(pid) for pid in connected] == [leader]
     with contextlib.closing(first.sender(direct=True)) as sender:
         sender.send(channel, "pushed")
     wait_for_all(clients.values(), "pushed")
@@ -193,37 +214,37 @@ def test_after_a_restart_of_postgresql_one_process_connects(machine, clients, ch
 
 # Odoo itself does not survive it at its look at its own memory, once a minute: it has to have been started just before.
 @one_kind
-def test_a_host_without_descriptors_is_gone_without(machine, clients, channel):
+def test_a_leader_without_descriptors_is_gone_without(machine, clients, channel):
     for stack in machine.stacks:
         stack.odoo.stop()
-    hosting, joining = machine.stacks
-    # For as long as it relies on its host.
+    leading, joining = machine.stacks
+    # For as long as it relies on its leader.
     usual = joining.odoo.variables
     joining.odoo.variables = {**usual, "IMDISPATCHER_POLL_INTERVAL": "1"}
-    hosting.odoo.start()
-    host = hosting.odoo.pid
-    wait_until(lambda: machine.connected() == {host}, SOON, "the host to listen")
-    with out_of_descriptors(host):
+    leading.odoo.start()
+    leader = leading.odoo.pid
+    wait_until(lambda: machine.connected() == {leader}, SOON, "the leader to listen")
+    with out_of_descriptors(leader):
         # Who comes gets no answer.
         joining.odoo.start()
         wait_until(lambda: machine.ways().get(joining.odoo.pid) == joining.odoo.pid, SOON, "the other to listen")
-    assert machine.settle() == host
-    with joining.client([channel]) as guest:
-        with out_of_descriptors(host):
+    assert machine.settle() == leader
+    with joining.client([channel]) as follower:
+        with out_of_descriptors(leader):
             # It can't connect again: who relies on it looks into bus_bus meanwhile.
             joining.server.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
-                ("odoo-listener-%d" % host,),
+                ("odoo-listener-%d" % leader,),
             )
             joining.send(channel, "alone")
-            guest.wait_for("alone", SOON)
+            follower.wait_for("alone", SOON)
         machine.settle()
-        assert guest.messages == ["alone"]
+        assert follower.messages == ["alone"]
     joining.odoo.stop()
     joining.odoo.variables = usual
 
 
-# Something happens to guests --------------------------------------------------
+# Something happens to followers --------------------------------------------------
 
 
 class Returning:
@@ -287,81 +308,81 @@ def percentile(stack, client, channel, label):
 
 
 @one_kind
-def test_a_guest_that_does_not_read_holds_up_nobody_and_catches_up(machine, clients, channel):
+def test_a_follower_that_does_not_read_holds_up_nobody_and_catches_up(machine, clients, channel):
     pid = machine.settle()
-    host = machine.listeners()[pid]
-    (guest,) = (stack for stack in machine.stacks if stack is not host)
-    usual, sent = percentile(host, clients[host], channel, "usual")
-    mark, (name, guests) = guest.odoo.log_mark(), sharing_socket(pid)
-    with guest.client(["missed"], listening=False) as missing:
-        os.kill(guest.odoo.pid, signal.SIGSTOP)
+    leader = machine.listeners()[pid]
+    (follower,) = (stack for stack in machine.stacks if stack is not leader)
+    usual, sent = percentile(leader, clients[leader], channel, "usual")
+    mark, (name, followers) = follower.odoo.log_mark(), sharing_socket(pid)
+    with follower.client(["missed"], listening=False) as missing:
+        os.kill(follower.odoo.pid, signal.SIGSTOP)
         try:
-            late, more = percentile(host, clients[host], channel, "late")
-            wait_until(lambda: sharing_socket(pid) == (name, guests - 1), AT_ONCE, "the host to let go of its guest")
+            late, more = percentile(leader, clients[leader], channel, "late")
+            wait_until(lambda: sharing_socket(pid) == (name, followers - 1), AT_ONCE, "it to let go of its follower")
             # Of this one nothing is on its way to it.
-            host.send("missed", "alone")
+            leader.send("missed", "alone")
         finally:
-            os.kill(guest.odoo.pid, signal.SIGCONT)
+            os.kill(follower.odoo.pid, signal.SIGCONT)
         assert late < usual + 0.5
         missing.wait_for("alone", SOON)
         assert missing.messages == ["alone"]
-        clients[guest].wait_for(more[-1], SOON)
+        clients[follower].wait_for(more[-1], SOON)
     assert machine.settle() == pid
     assert [client.messages for client in clients.values()] == [sent + more] * 2
-    assert troubles(guest, mark) == []
+    assert troubles(follower, mark) == []
 
 
 @both_kinds
 def test_fifty_comings_and_goings_leave_no_descriptor_open(machine, clients, channel):
-    host = machine.settle()
-    name, guests = sharing_socket(host)
-    before = psutil.Process(host).num_fds()
+    leader = machine.settle()
+    name, followers = sharing_socket(leader)
+    before = psutil.Process(leader).num_fds()
     for turn in range(50):
         with contextlib.closing(connect(name)) as sock:
             if turn % 3:
                 assert sock.recv(1 << 16)
                 sock.send(json.dumps([channel]).encode())
             if turn % 3 == 2:
+                end = time.monotonic() + AT_ONCE
                 while channel.encode() not in sock.recv(1 << 16):
-                    pass
-    wait_until(lambda: psutil.Process(host).num_fds() <= before, AT_ONCE, "the descriptors to be closed", 0.1)
-    assert sharing_socket(host) == (name, guests)
-    assert machine.settle() == host
+                    assert time.monotonic() < end, "it does not listen"
+    wait_until(lambda: psutil.Process(leader).num_fds() <= before, AT_ONCE, "the descriptors to be closed", 0.1)
+    assert sharing_socket(leader) == (name, followers)
+    assert machine.settle() == leader
 
 
 # Somebody else is at the socket -----------------------------------------------
 
-GARBAGE = [
-    b"",
-    b"\xff\xfe",
-    b"{",
-    b"null",
-    b"{}",
-    b'"imbus"',
-    b"[1]",
-    b"[[]]",
-    b'[""]',
-    b'["\\u0000"]',
-    b'["\\ud800"]',
-    json.dumps(["x" * 64]).encode(),
-    b"[" * 100000,
-]
+#: a leader hangs up at these; the last one is nested deeper than a reader may go
+GARBAGE = [b"", b"\xff\xfe", b"{", b"null", b"{}", b'"imbus"', b"[" * 100000]
+#: no names of channels: a leader serves the others
+BAD_NAMES = [1, [], "", "\0", "\ud800", "x" * 64]
 
 
 @both_kinds
 def test_garbage_on_the_socket_disturbs_nobody(machine, clients, channel):
-    host = machine.settle()
+    leader = machine.settle()
     marks = mark_all(machine)
-    name, guests = sharing_socket(host)
+    name, followers = sharing_socket(leader)
     for number, garbage in enumerate(GARBAGE):
         with contextlib.closing(connect(name)) as sock:
             sock.send(garbage)
-            while sock.recv(1 << 16):  # until it hangs up
-                pass
+            end = time.monotonic() + AT_ONCE
+            while sock.recv(1 << 16):
+                # Heartbeats would go on and on.
+                assert time.monotonic() < end, "it did not hang up"
         machine.stacks[0].send(channel, number)
         wait_for_all(clients.values(), number)
-    assert machine.settle() == host
-    assert sharing_socket(host) == (name, guests)
+    with contextlib.closing(connect(name)) as sock:
+        sock.send(json.dumps([*BAD_NAMES, channel]).encode())
+        in_force, end = [], time.monotonic() + AT_ONCE
+        while not in_force and time.monotonic() < end:
+            # Those of heartbeats have no state.
+            state, _notifications = json.loads(sock.recv(1 << 16))
+            in_force = state[1] if state else []
+        assert in_force == [channel]
+    assert machine.settle() == leader
+    wait_until(lambda: sharing_socket(leader) == (name, followers), AT_ONCE, "it to be as before", 0.1)
     assert complaints(marks) == []
 
 
@@ -396,14 +417,14 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
 
 @both_kinds
 def test_another_user_is_refused_and_told_nothing(machine, clients, channel):
-    host = machine.settle()
-    name, guests = sharing_socket(host)
+    leader = machine.settle()
+    name, followers = sharing_socket(leader)
     with program(LISTEN_IN, "nobody", name[1:]) as listening_in:
         while listening_in.poll() is None:
             machine.stacks[0].send(channel, "secret")
             time.sleep(0.05)
         assert listening_in.stdout.read() == "0\n"
-    assert sharing_socket(host) == (name, guests)
+    assert sharing_socket(leader) == (name, followers)
 
 
 # Says who came, one pid a line.
@@ -433,8 +454,9 @@ while True:
 
 @pytest.mark.parametrize("variant", ["19.0-prefork"], indirect=True, scope="module")
 @pytest.mark.parametrize("manners, user", [("garbage", None), ("silence", None), ("fair words", "nobody")])
-def test_nobody_relies_on_a_host_that_is_none_of_ours(machine, clients, channel, manners, user):
-    name, _guests = sharing_socket(machine.settle())
+def test_nobody_relies_on_a_leader_that_is_none_of_ours(machine, clients, channel, manners, user):
+    # The best of all names, which those who came after another test may not have.
+    name = re.sub("(?<=/evented)-2$", "", sharing_socket(machine.settle())[0])
     assert name.endswith("/evented")
     # From now on there is none, until somebody comes and wants to hear of the bus.
     for pid in [bus_pid(stack) for stack in machine.stacks]:
@@ -460,7 +482,7 @@ def test_nobody_relies_on_a_host_that_is_none_of_ours(machine, clients, channel,
 @one_kind
 @pytest.mark.parametrize("difference", ["another version", "IMDISPATCHER_SHARE=0"])
 def test_who_is_different_has_a_connection_of_its_own(machine, clients, channel, tmp_path, difference):
-    host, (first, *_) = machine.settle(), machine.stacks
+    leader, (first, *_) = machine.settle(), machine.stacks
     if difference == "another version":
         tmp_path.chmod(0o755)
         shutil.copytree(ADDON / "bus_alt_connection", tmp_path / "bus_alt_connection")
@@ -472,9 +494,30 @@ def test_who_is_different_has_a_connection_of_its_own(machine, clients, channel,
     with other as other, other.client([channel]) as client:
         alone = Machine(other)
         wait_until(lambda: alone.ways() == {other.odoo.pid: other.odoo.pid}, SOON, "the other to listen by itself")
-        assert machine.connected() == {host, other.odoo.pid}
-        # Nor is it a host to any of them.
+        assert machine.connected() == {leader, other.odoo.pid}
+        # Nor is it a leader to any of them.
         assert (sharing_socket(other.odoo.pid) or ("", 0))[1] == 0
         first.send(channel, "for all")
         wait_for_all([client, *clients.values()], "for all")
-    assert machine.settle() == host
+    assert machine.settle() == leader
+
+
+def test_it_takes_no_check_to_find_out_that_a_leader_stands_still(channel):
+    interval = 20
+    environment = {"IMDISPATCHER_CHECK_INTERVAL": str(interval), "IMDISPATCHER_POLL_INTERVAL": "0"}
+    with contextlib.ExitStack() as exits:
+        stack = exits.enter_context(Stack("19.0", 2, environment=environment, jobs=False))
+        machine = Machine(stack, exits.enter_context(stack.another()))
+        clients = {stack: exits.enter_context(stack.client([channel])) for stack in machine.stacks}
+        leader = machine.settle(deadline=2 * interval)
+        (follower,), rest = others(machine, clients, leader), set(machine.listeners()) - {leader}
+        marks = mark_all(machine)
+        os.kill(leader, signal.SIGSTOP)
+        exits.callback(os.kill, leader, signal.SIGCONT)
+        sent = stream(stack, channel, 8)
+        follower.wait_for(len(sent) - 1, AT_ONCE)
+        assert longest_delay(follower, sent) < 6
+        silent = r"lost the listener of .*: process %d, through which it listened, has been silent for 4.5 s " % leader
+        lost = complaints(marks)
+        assert [one for one in lost if not re.match(silent, one.message)] == []
+        assert {one.pid for one in lost} == rest

@@ -51,7 +51,7 @@ class Machine:
         return found
 
     def ways(self, first=False, **options):
-        """Return the process through which each of :meth:`listeners` does: it itself, or its host; None: it does not.
+        """Return the process through which each of :meth:`listeners` does: it itself, or its leader; None: it does not.
 
         It is known by the log, where each says it once it has heard itself.
 
@@ -76,10 +76,10 @@ class Machine:
             now, ways = time.monotonic(), self.ways(**options)
             if ways != seen[0]:
                 seen[:] = ways, now
-            hosts = set(ways.values())
-            if len(hosts) != 1 or not hosts <= set(ways) or self.connected() != hosts:
+            leaders = set(ways.values())
+            if len(leaders) != 1 or not leaders <= set(ways) or self.connected() != leaders:
                 return None
-            return now - seen[1] >= lasting and hosts.pop()
+            return now - seen[1] >= lasting and leaders.pop()
 
         def tail():
             lines = ["%s through %s" % way for way in self.ways(**options).items()]
@@ -112,7 +112,7 @@ class Machine:
 
 
 def sharing_socket(pid):
-    """Return the name of the socket at which a process is a host, and the number of its guests; None: it is none."""
+    """Return the name of the socket at which a process leads, and how many follow; None: it does not lead."""
     own = set()
     for path in Path("/proc/%d/fd" % pid).iterdir():
         try:
@@ -121,15 +121,15 @@ def sharing_socket(pid):
             pass  # closed meanwhile
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if _NAME in line]
     ours = [line for line in lines if "socket:[%s]" % line[6] in own]
-    # It keeps its name on both ends, of a guest as well; one that listens has a flag, one that is connected state 3.
-    hosts = [line[7] for line in ours if line[3] == "00010000"]
-    if not hosts:
+    # It keeps its name on both ends, of a follower as well; one that listens has a flag, one that is connected state 3.
+    leaders = [line[7] for line in ours if line[3] == "00010000"]
+    if not leaders:
         return None
-    return hosts[0], sum(line[5] == "03" and line[7] == hosts[0] for line in ours)
+    return leaders[0], sum(line[5] == "03" and line[7] == leaders[0] for line in ours)
 
 
 def connect(name):
-    """Return a socket that is connected to the host at ``name``, of which nothing was said or read yet."""
+    """Return a socket that is connected to the leader at ``name``, of which nothing was said or read yet."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(10)
     sock.connect(name.replace("@", "\0", 1))
