@@ -295,17 +295,17 @@ def garbage_sent(stack, chance):
 # gevent process of an Odoo return that.
 
 
-def host_killed(stacks, chance):
-    _replace(stacks, host(stacks), signal.SIGKILL)
+def leader_killed(stacks, chance):
+    _replace(stacks, leader(stacks), signal.SIGKILL)
 
 
-def host_stopped(stacks, chance):
-    return _stop(stacks, host(stacks), chance.uniform(1, 12))
+def leader_stopped(stacks, chance):
+    return _stop(stacks, leader(stacks), chance.uniform(1, 12))
 
 
-def guest_stopped(stacks, chance):
-    guests = sorted(set(listening_processes(stacks)) - {host(stacks)})
-    return _stop(stacks, chance.choice(guests), chance.uniform(1, 12))
+def follower_stopped(stacks, chance):
+    followers = sorted(set(listening_processes(stacks)) - {leader(stacks)})
+    return _stop(stacks, chance.choice(followers), chance.uniform(1, 12))
 
 
 def gevent_process_ended(stacks, chance):
@@ -317,16 +317,16 @@ def cron_worker_ended(stacks, chance):
 
 
 def garbage_on_sharing_socket(stacks, chance):
-    (name,) = _sockets(host(stacks))
+    (name,) = _sockets(leader(stacks))
     with contextlib.ExitStack() as exits:
         for _ in range(chance.randint(10, 100)):
-            guest = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            # Whatever the host makes of it, up to being let go. It may have its hands full with us.
+            follower = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            # Whatever the leader makes of it, up to being let go. It may have its hands full with us.
             with contextlib.suppress(OSError):
-                guest.settimeout(1)
-                guest.connect("\0" + name[1:])
+                follower.settimeout(1)
+                follower.connect("\0" + name[1:])
                 for _ in range(chance.randint(0, 3)):
-                    guest.send(_garbage(chance))
+                    follower.send(_garbage(chance))
         # Those that were not let go say nothing and read nothing.
         time.sleep(chance.uniform(0, 4))
 
@@ -375,14 +375,14 @@ FAULTS = [
     garbage_sent,
 ]
 FAULTS_OF_SHARING = [
-    host_killed,
-    host_stopped,
-    guest_stopped,
+    leader_killed,
+    leader_stopped,
+    follower_stopped,
     gevent_process_ended,
     cron_worker_ended,
     garbage_on_sharing_socket,
 ]
-FAULTS_THAT_STOP = [host_stopped, guest_stopped]
+FAULTS_THAT_STOP = [leader_stopped, follower_stopped]
 
 # Processes ------------------------------------------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ def listening_processes(stacks):
 
 
 def _sockets(pid):
-    """Return the names of the sockets at which a process is a host."""
+    """Return the names of the sockets at which a process is a leader."""
     return {one.laddr for one in psutil.Process(pid).net_connections("unix") if one.laddr.startswith(SOCKETS)}
 
 
@@ -408,7 +408,7 @@ def _connects(pid, port):
     return any(one.raddr and one.raddr.port == port for one in psutil.Process(pid).net_connections("tcp"))
 
 
-def host(stacks):
+def leader(stacks):
     """Return the id of the process that all listen through, as soon as there is but one."""
 
     def find():
@@ -451,7 +451,7 @@ def faults_in_turn(chance):
 def wait_until_ready(fault, last, stacks, browsers, sender):
     """Wait until the fault meets what it is for; ``last`` is the one before."""
     if fault in FAULTS_OF_SHARING:
-        host(stacks)
+        leader(stacks)
     # Who has not yet found out that it is deaf would be stopped from that, which would be two faults in one.
     if fault in FAULTS_THAT_STOP or last and last.ended - last.began > LONG:
         since = time.monotonic()
@@ -485,7 +485,7 @@ def soak(minutes, seed, say, logs=None):
         ]
         wait_until(lambda: all(browser.away for browser in browsers), 60, "all browsers to connect")
         wait_until(lambda: all(map(is_confirmed, stacks)), 60, "both to listen", 0.1, stack.odoo.log_tail)
-        host(stacks)
+        leader(stacks)
         sender = Sender(stack)
 
         began = time.monotonic()
