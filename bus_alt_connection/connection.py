@@ -122,7 +122,11 @@ class Connection(object):
 
     def examine(self):
         """Return the `Facts` on what is at the other end."""
-        pid, *others = self.row(_FACTS, columns=5)
+        return tasks.finish(self.examining())
+
+    def examining(self):
+        """A task: `examine`."""
+        pid, *others = yield from self.asking_row(_FACTS, columns=5)
         return Facts(address(self.parameters), pid, pid != self._cnx.get_backend_pid(), *others)
 
     def receive(self):
@@ -240,7 +244,12 @@ def _addresses(host="", hostaddr="", **_others):
 
 
 def keeps_session(parameters):
-    """Return whether a connection keeps its server connection; None: can't tell.
+    """Return what `keeping_session` does."""
+    return tasks.finish(keeping_session(parameters))
+
+
+def keeping_session(parameters):
+    """A task: return whether a connection keeps its server connection; None: can't tell.
 
     A pooler in transaction mode may hand on the pid of the server, but it gives us
     another server connection while somebody else has ours, or gives ours to them. It
@@ -248,14 +257,17 @@ def keeps_session(parameters):
     """
     try:
         quickly = dict(parameters, connect_timeout=PROBE_TIMEOUT)
-        with contextlib.closing(connect(quickly)) as one, contextlib.closing(connect(quickly)) as other:
+        with contextlib.ExitStack() as stack:
+            one = stack.enter_context(contextlib.closing((yield from opening(quickly))))
+            other = stack.enter_context(contextlib.closing((yield from opening(quickly))))
             for _attempt in range(5):
-                ours = one.row(PID, timeout=PROBE_TIMEOUT)
-                theirs = other.row("BEGIN; " + PID, timeout=PROBE_TIMEOUT)
-                keeps = theirs != ours and one.row(PID, timeout=PROBE_TIMEOUT) == ours
+                ours = yield from one.asking_row(PID, timeout=PROBE_TIMEOUT)
+                theirs = yield from other.asking_row("BEGIN; " + PID, timeout=PROBE_TIMEOUT)
+                # A pool that has no other connection would not answer.
+                again = theirs != ours and (yield from one.asking_row(PID, timeout=PROBE_TIMEOUT))
                 # A pooler ends a server connection if its client leaves within a transaction.
-                other.execute("ROLLBACK", timeout=PROBE_TIMEOUT)
-                if not keeps:
+                yield from other.asking("ROLLBACK", timeout=PROBE_TIMEOUT)
+                if again != ours:
                     return False
         return True
     except (psycopg2.Error, OSError):

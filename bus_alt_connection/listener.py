@@ -94,6 +94,8 @@ class Listener(object):
         self.lives = 0
         self.dropped = 0
         self.changed = threading.Condition()
+        #: readable after a change, for a thread that waits for connections as well; it clears this
+        self.changes = Waker()
         self._connect = connect
         self._stopping = stopping
         self._at_end = at_end
@@ -124,11 +126,12 @@ class Listener(object):
         self.close()
         self._at_end()
         self._waker.close()
+        self.changes.close()
 
     def _live(self):
         """Connect, serve the session until it ends, and report why.
 
-        Return the seconds that the session lasted, None if there was none.
+        Return the seconds that the session lasted, None if there was none that received a token.
         """
         session = None
         served = None
@@ -156,7 +159,8 @@ class Listener(object):
                 session.close()
         if not self.closed:
             self._report(kind, served, reason)
-        return None if served is None else time.monotonic() - began
+        # A session on which no token arrived counts as a failed attempt.
+        return None if served is None or served.confirmed is None else time.monotonic() - began
 
     def _serve(self, session):
         """Pass on what ``session`` receives until it raises an error, has a ``fault``, or nobody listens."""
@@ -202,9 +206,9 @@ class Listener(object):
             return announced
         if announced is None:
             session.settle()
-        self._report(log.CONFIRMED, session, None)
         with self._change():
             self.deaf_since = None
+        self._report(log.CONFIRMED, session, None)
         return confirmed
 
     def _receive(self, session):
@@ -363,20 +367,21 @@ class Listener(object):
             self._token = token
             self._token_heard = False
 
-    def wait_for_token(self, session, timeout):
+    def wait_for_token(self, session, timeout, wait=None):
         """Wait at most ``timeout`` seconds for the expected token; return whether ``session`` received it.
 
         A process that was stopped or busy meanwhile has not read what is there. So before the answer
-        is no, `run` gets another second to look.
+        is no, `run` gets another second to look. ``wait`` is used in place of the method `wait`.
         """
+        wait = wait or self.wait
 
         def over():
             return self._token_heard or self.session is not session
 
-        if not self.wait(over, timeout):
+        if not wait(over, timeout):
             self._look_wanted = True
             self.wake()
-            self.wait(lambda: over() or not self._look_wanted, 1.0)
+            wait(lambda: over() or not self._look_wanted, 1.0)
         return self._token_heard and self.session is session
 
     def confirm(self, session, channels, round_trip):
@@ -411,6 +416,7 @@ class Listener(object):
         with self.changed:
             yield
             self.changed.notify_all()
+        self.changes.wake()
 
 
 class Moved(psycopg2.OperationalError):
@@ -457,11 +463,11 @@ class Session(object):
     def settle(self):
         """Prepare for a long life. Called once, when the session is confirmed."""
 
-    def why_unheard(self, sender, leaked):
-        """Return kind and reason of the event to report if a token did not arrive.
+    def explaining(self, sender, leaked):
+        """A task: return kind and reason of the event to report, since a token did not arrive.
 
         ``sender``: `connection.Facts` on the connection that sent it; ``leaked``: whether the sender
-        received the token itself. May be called from any thread.
+        received the token itself. Any thread may run it.
         """
         raise NotImplementedError
 
@@ -531,15 +537,18 @@ class DirectSession(Session, connection.Connection):
         # pg_stat_activity shows the last statement of a session, which should be LISTEN.
         self.listen(self.channels, lambda *_warned_before: None)
 
-    def why_unheard(self, sender, leaked):
-        facts = self.facts
+    def explaining(self, sender, leaked):
+        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
+        facts, pooled = self.facts, leaked
         with contextlib.suppress(psycopg2.Error, OSError):
             quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
-            with contextlib.closing(connection.connect(quickly)) as another:
-                facts = another.examine()
-        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
-        if not facts.pooled and (leaked or connection.keeps_session(self.parameters) is False):
-            facts = facts._replace(pooled=True)
+            another = yield from connection.opening(quickly)
+            with contextlib.closing(another):
+                facts = yield from another.examining()
+            # Not on a path that has just given no answer: the check interval has time for one attempt only.
+            if not (facts.pooled or leaked):
+                pooled = (yield from connection.keeping_session(self.parameters)) is False
+        facts = facts._replace(pooled=facts.pooled or pooled)
         if not facts.pooled and facts.started != self.facts.started and facts.started == sender.started:
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)
@@ -570,7 +579,7 @@ class Backoff(object):
     def after(self, lasted, took):
         """Return the seconds to wait.
 
-        ``lasted``: the seconds that the session lasted, None if connecting failed;
+        ``lasted``: the seconds that the session lasted, None if there was none that worked;
         ``took``: the seconds since the attempt to connect began.
         """
         now = time.monotonic()

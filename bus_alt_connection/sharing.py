@@ -286,7 +286,8 @@ class FollowerSession(Session):
         self._waits_longer = True
         self._silent_at = now + HEARTBEAT + 0.5
 
-    def why_unheard(self, sender, leaked):
+    def explaining(self, sender, leaked):
+        yield from ()
         self.avoid_for = AVOID_UNHEARD if self.confirmed is None else AVOID_SILENT
         return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader
 

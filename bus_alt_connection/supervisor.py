@@ -125,6 +125,7 @@ class Supervisor(object):
         While look-ups are under way it waits for them, until one ends, another step is due or a
         `SLICE` is over.
         """
+        self.listener.changes.clear()
         steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up, self._write_log)
         due = min([self._guarded(step, now) for step in steps])
         if self._tasks:
@@ -235,7 +236,7 @@ class Supervisor(object):
         attempt = self._send_token(session, proven, now)
         if attempt is None:
             return self._check_due
-        if attempt.sent_at is not None and not self.listener.wait_for_token(session, self._patience()):
+        if attempt.sent_at is not None and not self.listener.wait_for_token(session, self._patience(), self._wait):
             self._give_up(session, attempt)
             return self._check_due
         self._note_success(session, channels, attempt, now)
@@ -248,19 +249,8 @@ class Supervisor(object):
 
         Return an `_Attempt`; None if the pooled connection does not work.
         """
-        token = uuid.uuid4().hex
-        self.listener.expect(token)
         try:
-            with contextlib.closing(tasks.finish(self._opening(self.listener.database))) as pooled:
-                facts = pooled.examine()
-                began = time.monotonic()
-                moment = lookup.Moment(pooled.row(_SNAPSHOT)[0], facts.started)
-                if proven and not self._needs_token(session, facts, now):
-                    attempt = _Attempt(facts, moment, None, False)
-                else:
-                    pooled.execute(NOTIFY, (self._token_channel(session, proven), token))
-                    leaked = any(each.payload == token for each in pooled.receive())
-                    attempt = _Attempt(facts, moment, began, leaked)
+            attempt = self._finish(self._sending_token(session, proven, now))
         except (psycopg2.Error, OSError) as error:
             self._sender_works = False
             if log.rarely(("sending", self.listener.database)):
@@ -271,13 +261,30 @@ class Supervisor(object):
         self._sender_works = True
         return attempt
 
+    def _sending_token(self, session, proven, now):
+        """A task: see `_send_token`."""
+        token = uuid.uuid4().hex
+        self.listener.expect(token)
+        pooled = yield from self._opening(self.listener.database)
+        with contextlib.closing(pooled):
+            facts = yield from pooled.examining()
+            began = time.monotonic()
+            (snapshot,) = yield from pooled.asking_row(_SNAPSHOT)
+            moment = lookup.Moment(snapshot, facts.started)
+            if proven and not self._needs_token(session, facts, now):
+                return _Attempt(facts, moment, None, False)
+            yield from pooled.asking(NOTIFY, (self._token_channel(session, proven), token))
+            leaked = any(each.payload == token for each in pooled.receive())
+            return _Attempt(facts, moment, began, leaked)
+
     def _needs_token(self, session, sender, now):
         """Return whether only a token of this process can show that the proven ``session`` still receives."""
         if (sender.started, sender.database) != (session.facts.started, session.facts.database):
             return True
         # PgDog before 0.1.52 takes channels of the same name in two databases for one. So what arrives through a
-        # pooler may come from another database.
-        return session.facts.pooled or session.heard_at + 0.98 * self._span <= now
+        # pooler may come from another database. A leader finds that out for its followers.
+        behind_pooler = session.facts.pooled and session.leader_pid is None
+        return behind_pooler or session.heard_at + 0.98 * self._span <= now
 
     def _token_channel(self, session, proven):
         # A session that no token has reached yet may be behind a pooler that has kept the LISTEN of another
@@ -290,7 +297,8 @@ class Supervisor(object):
     def _give_up(self, session, attempt):
         # The end of a session that was lost meanwhile has been reported already.
         if self.listener.session is session:
-            self.listener.replace(session, *session.why_unheard(attempt.sender, attempt.leaked))
+            kind, reason = self._finish(session.explaining(attempt.sender, attempt.leaked))
+            self.listener.replace(session, kind, reason)
 
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
@@ -344,9 +352,10 @@ class Supervisor(object):
                 _logger.warning(text, self.listener.database, interval)
                 self._backlog.add_pending(self._with_bus(), now, afresh=True)
             self._polling = True
-            if now >= self._poll_due:
-                self._poll_due = now + SHORTEST_POLL_INTERVAL
-                self._backlog.poll(self._last_used(now), interval, now)
+            if now < self._poll_due:
+                return self._poll_due
+            self._poll_due = now + SHORTEST_POLL_INTERVAL
+            self._backlog.poll(self._last_used(now), interval, now)
             # Odoo may work on another database by then.
             return now + interval
         return NEVER
@@ -368,9 +377,39 @@ class Supervisor(object):
         return now + RETRY
 
     def _run_tasks(self, until):
-        self._tasks.run(until)
-        # One has ended, or something else is due.
+        self._tasks.run(until, self.listener.changes)
+        # A task has ended, the listener has changed, or something else is due.
         return 0.0
+
+    def _wait(self, condition, seconds):
+        """Wait at most ``seconds`` for ``condition()``, or until the listener is closed; return ``condition()``.
+
+        Meanwhile look-ups go on, and those that become due begin: waiting for one database delays no other.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition() and not self.listener.closed:
+            self.listener.changes.clear()
+            now = time.monotonic()
+            if condition() or now >= deadline:
+                break
+            due = min([deadline] + [self._guarded(step, now) for step in (self._poll, self._look_up)])
+            if self._tasks:
+                self._guarded(self._run_tasks, min(due, now + SLICE))
+            elif self.listener.wait(condition, max(due - now, 0)) or due == deadline:
+                break
+        return condition()
+
+    def _finish(self, task):
+        """Run ``task`` to its end, and return its value; look-ups go on meanwhile."""
+        outcome = []
+        self._tasks.start(_noting(task, outcome))
+        self._wait(lambda: outcome, NEVER)
+        if not outcome:
+            raise psycopg2.OperationalError("the listener is closed")
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return value
 
     def _deliver(self, channels):
         fit = [one for one in channels if readable("[%s]" % one, self.listener.series)]
@@ -433,16 +472,25 @@ class Supervisor(object):
         self._list_delay = RETRY
         return found
 
-    def _state(self):
-        listener = self.listener
-        return listener.in_force, listener.wanted, listener.dropped, listener.deaf_since, listener.journal.due
 
-    def _guarded(self, step, now):
-        try:
-            return step(now)
-        except (psycopg2.Error, OSError) as error:
-            _logger.debug("%s: %s", step.__name__, error)
-        except Exception as error:
-            # Better a supervisor with a bug than none.
-            log.log_bug(_logger, error)
-        return now + RETRY
+def _noting(task, outcome):
+    """A task: append the value of ``task`` and the error that it raised to ``outcome``; one of them is None."""
+    try:
+        value = yield from task
+    except Exception as error:
+        outcome.append((None, error))
+    else:
+        outcome.append((value, None))
+
+
+def _noting(task, outcome):
+    """A task: append the value of ``task`` and the error that it raised to ``outcome``; one of them is None."""
+    value, error = None, psycopg2.OperationalError("interrupted")
+    try:
+        value = yield from task
+        error = None
+    except Exception as raised:
+        error = raised
+    finally:
+        # Also if the task is closed, since the process has run out of descriptors.
+        outcome.append((value, error))

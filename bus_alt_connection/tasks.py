@@ -87,8 +87,8 @@ class Tasks(object):
         """Run ``task`` until it has to wait for the first time."""
         self._resume(task, None)
 
-    def run(self, until):
-        """Run all tasks until one of them has ended, or until ``until`` (monotonic seconds).
+    def run(self, until, waker=None):
+        """Run all tasks until one of them has ended, ``waker`` is readable, or ``until`` (monotonic seconds).
 
         Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
         has run out of descriptors; then all tasks are closed, to give back theirs.
@@ -96,9 +96,12 @@ class Tasks(object):
         number = len(self._waits)
         while self._waits and len(self._waits) == number:
             now = time.monotonic()
-            first = min(wait.deadline for wait in self._waits.values())
+            waits = list(self._waits.values())
+            first = min(wait.deadline for wait in waits)
+            if waker is not None:
+                waits.append(Wait(waker.fileno(), selectors.EVENT_READ, until))
             try:
-                happened = ready(list(self._waits.values()), max(min(first, until) - now, 0))
+                happened = ready(waits, max(min(first, until) - now, 0))
             except OSError:
                 self.close()
                 raise
@@ -107,7 +110,7 @@ class Tasks(object):
                 is_ready = wait.descriptor in happened
                 if is_ready or now >= wait.deadline:
                     self._resume(task, is_ready)
-            if now >= until:
+            if now >= until or (waker is not None and waker.fileno() in happened):
                 return
 
     def close(self):

@@ -4,7 +4,6 @@ import json
 import types
 
 import psycopg2
-
 from psycopg2 import Error
 
 from . import kernel, machine

@@ -12,9 +12,8 @@ from bus_alt_connection import listener as listener_module
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
-from bus_alt_connection.supervisor import Supervisor
 from tests.unit.fakes import Cursor as FakeCursor
-from tests.unit.fakes import Events, FakePool, FakeServer, noted
+from tests.unit.fakes import Events, FakePool, FakeServer, TimelessSupervisor, noted
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def supervise(fake, options):
         for database in databases:
             fake.rows.setdefault(database, [])
         backlog = backlog or Backlog(fake.opening)
-        return Supervisor(listener, fake.opening, Databases(databases), backlog, options, **more)
+        return TimelessSupervisor(listener, fake.opening, Databases(databases), backlog, options, **more)
 
     return supervise
 
@@ -195,4 +194,5 @@ def _end(listeners):
     # The garbage collector would, and complain.
     for listener in listeners:
         listener._waker.close()
+        listener.changes.close()
     gc.collect()

@@ -10,6 +10,7 @@ import psycopg2
 import pytest
 from psycopg2 import extensions
 
+from bus_alt_connection import connection, tasks
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection.listener import (
     IMMEDIATE_RECONNECTS,
@@ -420,6 +421,22 @@ warn = listener_module._logger.warning
 
 
 GONE = 'could not access status of transaction 1\nDETAIL:  Could not open file "pg_xact/0000": No such file'
+
+
+def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
+    """Or it would be noticed later than the check interval promises."""
+    attempts = []
+
+    def opening(parameters, *_arguments):
+        attempts.append(parameters)
+        yield from ()
+        raise psycopg2.OperationalError("no answer in 1 s")
+
+    monkeypatch.setattr(connection, "opening", opening)
+    session = direct_session()
+    session.facts = connection.Facts("db-01:5432", 7, False, False, "postgres", "15.3", 5)
+    kind, reason = tasks.finish(session.explaining(session.facts, False))
+    assert (kind, "is silent" in reason, len(attempts)) == (UNHEARD, True, 1)
 
 
 def test_listen_is_said_in_one_statement(logged):

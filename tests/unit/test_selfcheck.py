@@ -14,8 +14,7 @@ from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
 from bus_alt_connection.log import UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from bus_alt_connection.supervisor import Supervisor
-from tests.unit.fakes import Events, FakeFeed
+from tests.unit.fakes import Events, FakeFeed, TimelessSupervisor
 
 HOUR = 3600.0
 
@@ -44,6 +43,7 @@ class Inline(Listener):
         if session is not None:
             session.close()
             self._waker.close()
+            self.changes.close()
 
 
 class Cluster:
@@ -64,7 +64,7 @@ class Cluster:
         feed = FakeFeed("imbus")
         listener = Inline(self.fake, feed)
         backlog = Backlog(self.fake.opening)
-        supervisor = Supervisor(listener, self.fake.opening, Databases(["x"]), backlog, self.options)
+        supervisor = TimelessSupervisor(listener, self.fake.opening, Databases(["x"]), backlog, self.options)
         self._by_session[listener.session] = listener
         self.heard[listener.session] = []
         # Weakly held there.
@@ -120,7 +120,9 @@ def hasty(monkeypatch):
     """What does not come is waited for shortly, as time stands still meanwhile; return how long it is in fact."""
     patience = supervisor_module.CHECK_TIMEOUT
     hears = Listener.wait_for_token
-    monkeypatch.setattr(Listener, "wait_for_token", lambda self, session, timeout: hears(self, session, 0.001))
+    monkeypatch.setattr(
+        Listener, "wait_for_token", lambda self, session, timeout, wait: hears(self, session, 0.001, wait)
+    )
     return lambda interval: min(patience, interval / 3) + connection.PROBE_TIMEOUT
 
 

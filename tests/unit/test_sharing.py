@@ -24,10 +24,10 @@ from bus_alt_connection.listener import Listener
 from bus_alt_connection.log import CONFIRMED, FAILED, LOST, MOVED, UNHEARD, OutageLog
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import Sharing
-from bus_alt_connection.supervisor import LISTENING, POLLING, SHARED, Supervisor
+from bus_alt_connection.supervisor import LISTENING, POLLING, SHARED
 from stack.waiting import wait_until
 from tests.unit.conftest import _end
-from tests.unit.fakes import Events, FakeFeed, connected
+from tests.unit.fakes import Events, FakeFeed, TimelessSupervisor, connected
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sockets without files are Linux's")
 
@@ -1245,7 +1245,7 @@ def watch(fake, options, monkeypatch):
 
     def watch(one):
         backlog = Backlog(fake.opening)
-        return Supervisor(one.listener, fake.opening, Databases(["x"]), backlog, options, one.sharing.better)
+        return TimelessSupervisor(one.listener, fake.opening, Databases(["x"]), backlog, options, one.sharing.better)
 
     return watch
 

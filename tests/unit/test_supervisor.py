@@ -325,7 +325,7 @@ def test_a_session_that_is_cut_while_it_is_checked_is_not_looked_into(fake, even
         events.wait_for(LOST)
         return hears(*args)
 
-    monkeypatch.setattr(session, "why_unheard", lambda *_args: examined.append(session))
+    monkeypatch.setattr(session, "explaining", lambda *_args: examined.append(session))
     monkeypatch.setattr(listener, "wait_for_token", hears_after_a_cut)
     watched.round(fake.now + 60)
     # It would be two more connections on a path that cuts each.
