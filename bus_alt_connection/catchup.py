@@ -301,9 +301,7 @@ class Backlog(object):
     def _note_answer(self, database, seconds, now):
         if self._failures >= FAILURES_IN_A_ROW:
             # The pooler is back: those that could not be asked need not wait any longer.
-            for name, pending in list(self._pending.items()):
-                if pending.error is not None:
-                    self._pending[name] = pending._replace(due=min(pending.due, now))
+            self._may_fail, self._may_fail_at = FAILURES, now
         self._failures, self._answered_at = 0, now + seconds
         self._answered.add(database)
         self._asked[database] = now, seconds
