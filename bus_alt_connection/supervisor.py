@@ -425,17 +425,18 @@ class Supervisor(object):
         return frozenset(self._last_used(time.monotonic()))
 
     def _waking_cron(self):
-        """A task: wake cron for all databases, or for those that are known if they can't be listed."""
-        names = self._configured.union(self._with_bus())
+        """A task: wake cron for the databases that are known, at once, and then for all others of the server."""
+        known = self._configured.union(self._with_bus())
+        self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in sorted(known)])
         try:
             _all_names, connectable, _started = yield from self._listing_databases()
-            names = names.union(connectable)
         except (psycopg2.Error, OSError) as error:
             _logger.debug("can't list databases: %s", error)
             if self._list_delay is not None:
                 self._cron_due = min(self._cron_due, time.monotonic() + self._list_delay)
                 self._list_delay = min(2 * self._list_delay, LONGEST_RETRY)
-        self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in sorted(names)])
+        else:
+            self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in connectable if name not in known])
 
     def _reminding(self):
         """A task: log which databases can't be looked up, unless they do not exist any more."""
@@ -471,16 +472,6 @@ class Supervisor(object):
                 raise
         self._list_delay = RETRY
         return found
-
-
-def _noting(task, outcome):
-    """A task: append the value of ``task`` and the error that it raised to ``outcome``; one of them is None."""
-    try:
-        value = yield from task
-    except Exception as error:
-        outcome.append((None, error))
-    else:
-        outcome.append((value, None))
 
 
 def _noting(task, outcome):
