@@ -231,7 +231,7 @@ class Backlog(object):
                 if pending is None:
                     return
                 self._in_flight[database] = database in self._slow
-            running.start(self._looking_up(database, pending, deliver, now))
+            running.start(self._looking_up(database, pending, deliver, now, running.attended))
 
     # When -------------------------------------------------------------------------
 
@@ -268,15 +268,15 @@ class Backlog(object):
 
     # Look up ----------------------------------------------------------------------
 
-    def _looking_up(self, database, pending, deliver, now):
+    def _looking_up(self, database, pending, deliver, now, clock):
         """A task: look up ``database``, deliver what is found, and take note of the result."""
-        began = time.monotonic()
+        began, at = time.monotonic(), clock()
         timeout, longest = QUICK_TIMEOUT, QUICK_TIMEOUT
         if database in self._slow:
             timeout, longest = LOOK_UP_TIMEOUT, LOOK_UP_TIMEOUT + 2 * connection.QUERY_TIMEOUT
         try:
-            channels, mark = yield from tasks.within(longest, self._asking(database, pending, timeout, now))
-            self._note_answer(database, time.monotonic() - began, now)
+            channels, mark = yield from tasks.within(longest, self._asking(database, pending, timeout, now), clock)
+            self._note_answer(database, clock() - at, now)
             is_delivered = yield from _delivering(channels, deliver)
             if is_delivered:
                 self._finish(database, pending, mark)

@@ -122,8 +122,8 @@ class Supervisor(object):
     def round(self, now):
         """Do what is due at ``now``, monotonic seconds; return when to come again.
 
-        While look-ups are under way it waits for them, until one ends, another step is due or a
-        `SLICE` is over.
+        While look-ups are under way it waits for them, until one of them ends, the listener changes,
+        another step is due or a `SLICE` is over.
         """
         self.listener.changes.clear()
         steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up, self._write_log)

@@ -52,15 +52,18 @@ def finish(task):
             return end.value
 
 
-def within(seconds, task):
-    """A task: run another one, and end it with ``psycopg2.OperationalError`` once it has taken too long."""
-    deadline = time.monotonic() + seconds
+def within(seconds, task, clock):
+    """A task: run another one, and end it with ``psycopg2.OperationalError`` once it has taken too long.
+
+    ``clock()`` returns seconds, such as `Tasks.attended`.
+    """
+    end = clock() + seconds
     with contextlib.closing(task):
         try:
             wait = next(task)
             while True:
-                is_ready = yield wait._replace(deadline=min(wait.deadline, deadline))
-                if not is_ready and time.monotonic() >= deadline:
+                is_ready = yield wait._replace(deadline=min(wait.deadline, time.monotonic() + end - clock()))
+                if not is_ready and clock() >= end:
                     raise psycopg2.OperationalError("no answer in %g s" % seconds)
                 wait = task.send(is_ready)
         except StopIteration as end:
@@ -79,12 +82,22 @@ class Tasks(object):
 
     def __init__(self):
         self._waits = {}
+        #: seconds during which nobody ran the tasks, and until when (monotonic) they were run last
+        self._unattended, self._seen = 0.0, time.monotonic()
 
     def __len__(self):
         return len(self._waits)
 
+    def attended(self):
+        """Return monotonic seconds that stand still while the thread does something else than to run the tasks.
+
+        By these a task finds out how long an answer has taken. Any other clock would blame the server.
+        """
+        return self._seen - self._unattended
+
     def start(self, task):
         """Run ``task`` until it has to wait for the first time."""
+        self._note_absence()
         self._resume(task, None)
 
     def run(self, until, waker=None):
@@ -93,6 +106,7 @@ class Tasks(object):
         Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
         has run out of descriptors; then all tasks are closed, to give back theirs.
         """
+        self._note_absence()
         number = len(self._waits)
         while self._waits and len(self._waits) == number:
             now = time.monotonic()
@@ -105,7 +119,7 @@ class Tasks(object):
             except OSError:
                 self.close()
                 raise
-            now = time.monotonic()
+            self._seen = now = time.monotonic()
             for task, wait in list(self._waits.items()):
                 is_ready = wait.descriptor in happened
                 if is_ready or now >= wait.deadline:
@@ -118,6 +132,11 @@ class Tasks(object):
         tasks, self._waits = list(self._waits), {}
         for task in tasks:
             task.close()
+
+    def _note_absence(self):
+        now = time.monotonic()
+        self._unattended += now - self._seen
+        self._seen = now
 
     def _resume(self, task, is_ready):
         self._waits.pop(task, None)

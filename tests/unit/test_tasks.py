@@ -115,5 +115,19 @@ def test_the_time_for_a_whole_task_is_limited(silent):
     own, _accept = silent
     began = time.monotonic()
     with pytest.raises(psycopg2.OperationalError, match=r"no answer in 0\.2 s"):
-        tasks.finish(tasks.within(0.2, connection.opening(own)))
+        tasks.finish(tasks.within(0.2, connection.opening(own), time.monotonic))
     assert time.monotonic() - began < 2
+
+
+def test_the_time_during_which_nobody_looks_does_not_count(silent):
+    """As while the supervisor waits for its own check."""
+    own, accept = silent
+    running, results = tasks.Tasks(), []
+    running.start(noting(tasks.within(0.5, connection.opening(own), running.attended), results))
+    running.run(time.monotonic() + 0.1)
+    time.sleep(0.6)
+    running.run(time.monotonic() + 0.1)
+    assert not results
+    running.run(time.monotonic() + 5)
+    assert results == ["no answer in 0.5 s"]
+    accept().close()
