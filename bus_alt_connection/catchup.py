@@ -13,6 +13,7 @@ Only conclusive evidence ends a pending look-up without an answer, see `Backlog.
 
 import collections
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,8 @@ import psycopg2
 
 from . import connection, lookup, tasks
 from .lookup import Mark, Moment
+
+_logger = logging.getLogger(__name__)
 
 # Seconds. NOTIFY follows the commit of its rows in a transaction of its own: rows
 # this much older than a snapshot may still have their NOTIFY before them.
@@ -322,6 +325,7 @@ class Backlog(object):
             self._pending[database] = pending._replace(since=mark)
 
     def _note_failure(self, database, pending, error, began, seconds):
+        _logger.debug("can't look up database %s: %s", database, error)
         if _is_gone(error, database):
             self.forget(database)
             return
