@@ -354,7 +354,8 @@ class Supervisor(object):
             self._polling = True
             if now < self._poll_due:
                 return self._poll_due
-            self._poll_due = now + SHORTEST_POLL_INTERVAL
+            # A round follows each look-up, but this step is not for free if databases are many.
+            self._poll_due = now + SHORTEST_POLL_INTERVAL / 4
             self._backlog.poll(self._last_used(now), interval, now)
             # Odoo may work on another database by then.
             return now + interval
