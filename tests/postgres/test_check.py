@@ -449,7 +449,11 @@ def test_luck_is_no_proof_of_a_pooler_that_keeps_the_connection(run_here, monkey
 
 @pytest.mark.parametrize("answer", [None, [], [(1,)], [(1, 2, 3, 4, 5, 6)]], ids=repr)
 def test_a_broken_pooler_is_told_without_a_traceback(run_here, pooler, monkeypatch, answer):
-    monkeypatch.setattr(connection.Connection, "execute", lambda *arguments, **options: answer)
+    def asking(*_arguments, **_options):
+        yield from ()
+        return answer
+
+    monkeypatch.setattr(connection.Connection, "asking", asking)
     (error,) = lines(run_here(odoo(pooler)), "ERROR")
     assert error.startswith("ordinary: %s:%s" % (pooler.host, pooler.port))
     assert error.endswith("not the answer")

@@ -21,7 +21,7 @@ from bus_alt_connection.listener import (
 )
 from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from tests.unit.fakes import FakeFeed, connected
+from tests.unit.fakes import FakeFeed, connected, noted
 
 
 def confirmed(listener, channels=("imbus",)):
@@ -181,6 +181,8 @@ def test_it_outlives_a_want_of_descriptors(fake, events, listen, monkeypatch, nu
     listener = listen(FakeFeed("imbus"))
     connected(listener)
     confirmed(listener)
+    # From here on it has a selector.
+    noted(listener)
     selector = listener_module.selectors.DefaultSelector
 
     def exhausted():
