@@ -31,6 +31,7 @@ DATABASES = ("postgres", BUS)
 SOURCES = sorted((ADDON / "bus_alt_connection").glob("*.py"))
 SELECT = re.compile(r"\s*(SELECT|WITH|BEGIN)\b")
 CALL = re.compile(r"(?<![%\w])([a-z_]+)\(")
+QUALIFIED = re.compile(r"pg_catalog\.([a-z]\w*)")
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +102,17 @@ def test_the_traps_catch_what_is_not_qualified(trapped, pooler, database):
 
 
 def test_the_scenario_sends_each_statement_of_the_addon(seen):
-    calls = {}
+    names = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and SELECT.match(node.value):
-                calls.update(dict.fromkeys(CALL.findall(node.value), path.name))
-    assert {"pg_backend_pid", "pg_notification_queue_usage"} <= set(calls)
-    assert set(calls) - traps.names_in(seen) == set()
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used = CALL.findall(node.value) if SELECT.match(node.value) else []
+                names.update(dict.fromkeys(used + QUALIFIED.findall(node.value), path.name))
+    assert {"pg_backend_pid", "pg_notification_queue_usage", "pg_settings", "set_config"} <= set(names)
+    missing = set(names) - traps.names_in(seen)
+    assert {name: names[name] for name in missing} == {}
+    # Statements that call nothing.
+    assert {"lock", "listen", "unlisten"} <= traps.names_in(seen)
 
 
 def test_a_bus_bus_of_another_user_is_not_looked_into(server):
