@@ -135,26 +135,6 @@ def test_checks_keep_their_interval_while_databases_do_not_answer(
     assert supervisor.mode == LISTENING
 
 
-def test_checks_that_take_long_and_are_due_again_at_once_leave_time_for_look_ups(fake, watched, live, lose, feed):
-    """As of a listener that connects but hears nothing, so that it waits for each check in vain."""
-    supervisor = watched(10)
-    lose()
-
-    def check_in_vain(now):
-        fake.now += 5
-        return now + 2
-
-    supervisor._check = check_in_vain
-    fake.takes = 0.02
-    live(supervisor, 60)
-    sender = Sender(fake, feed, ["x%d" % one for one in range(1, 11)])
-    live(supervisor, 120, sender)
-    # The interval, and a check.
-    assert sender.oldest <= 5 + 5 + 1
-    # No database is blamed for the time of the checks.
-    assert not supervisor._backlog._slow
-
-
 def test_a_listener_that_is_back_is_noticed_while_look_ups_are_under_way(fake, watched, live, lose):
     supervisor = watched(3)
     fake.silent.update(["x1", "x2", "x3"])

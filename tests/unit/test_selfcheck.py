@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bus_alt_connection import connection
+from bus_alt_connection import catchup, connection
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.catchup import Backlog, Databases
@@ -110,6 +110,8 @@ class Cluster:
 def cluster(fake, options, monkeypatch):
     for module in (listener_module, supervisor_module):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now))
+    # All at once, since time stands still within a round.
+    monkeypatch.setattr(catchup, "PORTION", 10**6)
     cluster = Cluster(fake, options)
     yield cluster
     cluster.close()
