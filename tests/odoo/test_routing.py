@@ -164,8 +164,12 @@ def test_who_wants_more_of_its_cursor_gets_it_of_an_ordinary_one(stack):
         stack.odoo.wait_for_log("wanting_more encodes in UTF8", mark)
         lost = stack.wait_for_listen("wanting_more")
         assert lost in _direct_backends(stack)
+        again = stack.odoo.log_mark()
         stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
-        addonlog.wait_for_record(stack, "listening again on .*wanting_more", mark)
+        # It is told, and begins anew.
+        stack.odoo.wait_for_log("wanting_more ended with OperationalError", again)
+        stack.odoo.wait_for_log("wanting_more encodes in UTF8", again)
+        addonlog.wait_for_record(stack, "lost the listener", again)
         _notify(stack, "postgres", "wanting_more", "one")
         stack.odoo.wait_for_log("wanting_more received one", mark)
     # Of each that has listened by way of that connection.

@@ -146,13 +146,19 @@ def test_a_pooler_that_is_down_is_not_the_listeners_fault(stack, client):
     _not_blamed(stack, client, mark, server_mark, pid)
 
 
+@pytest.fixture
+def restarted(stack):
+    """Odoo anew: it logs the same problem once a minute, and another test may have caused it just before."""
+    stack.odoo.stop()
+    stack.odoo.start()
+
+
 @pytest.mark.parametrize("variant", ["14.0-prefork"], indirect=True, scope="module")
-def test_a_pooler_that_is_paused_is_not_the_listeners_fault(stack, client):
+def test_a_pooler_that_is_paused_is_not_the_listeners_fault(stack, restarted, client):
     mark, server_mark, pid = stack.odoo.log_mark(), stack.server.log_mark(), stack.wait_for_listen()
     stack.pooler.pause()
     try:
-        # The log has it once a minute: the test before may have caused it.
-        wait_until(lambda: stack.odoo.health()["problem"], SOON, "health to say that nothing is sent", 0.2)
+        wait_for_record(stack, "can't tell whether the listener of database postgres hears: sending fails: ", mark)
     finally:
         stack.pooler.resume()
     _not_blamed(stack, client, mark, server_mark, pid)
@@ -162,8 +168,7 @@ def _not_blamed(stack, client, mark, server_mark, pid):
     wait_for_checks(stack, 2, stack.server.log_mark())
     stack.send(client.channel, "after")
     client.wait_for("after", SOON)
-    sending = "can't tell whether the listener of database postgres hears: sending fails: "
-    assert [found for found in records(stack, mark, bus_pid(stack)) if not found.message.startswith(sending)] == []
+    assert [found.level for found in records(stack, mark, bus_pid(stack))] == ["WARNING"]
     assert not [one for one in statements(stack, server_mark) if one.listens]
     assert stack.wait_for_listen() == pid
 
