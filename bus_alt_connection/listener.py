@@ -463,11 +463,11 @@ class Session(object):
     def settle(self):
         """Prepare for a long life. Called once, when the session is confirmed."""
 
-    def explaining(self, sender, leaked):
+    def explaining(self, examining_sender, leaked):
         """A task: return kind and reason of the event to report, since a token did not arrive.
 
-        ``sender``: `connection.Facts` on the connection that sent it; ``leaked``: whether the sender
-        received the token itself. Any thread may run it.
+        ``examining_sender()`` is a task that returns the `connection.Facts` on a new pooled
+        connection; ``leaked``: whether the sender received the token itself. Any thread may run it.
         """
         raise NotImplementedError
 
@@ -537,18 +537,23 @@ class DirectSession(Session, connection.Connection):
         # pg_stat_activity shows the last statement of a session, which should be LISTEN.
         self.listen(self.channels, lambda *_warned_before: None)
 
-    def explaining(self, sender, leaked):
-        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
-        facts, pooled = self.facts, leaked
-        with contextlib.suppress(psycopg2.Error, OSError):
+    def explaining(self, examining_sender, leaked):
+        # Both servers are looked at anew, since one of them may have been restarted. A path that gives no answer
+        # is tried only once: the check interval has no time for more.
+        try:
             quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
             another = yield from connection.opening(quickly)
             with contextlib.closing(another):
                 facts = yield from another.examining()
-            # Not on a path that has just given no answer: the check interval has time for one attempt only.
-            if not (facts.pooled or leaked):
-                pooled = (yield from connection.keeping_session(self.parameters)) is False
-        facts = facts._replace(pooled=facts.pooled or pooled)
+            sender = yield from examining_sender()
+        except (psycopg2.Error, OSError) as error:
+            text = "the path to %s is silent, nothing comes through, and a new connection fails: %s"
+            return log.LOST, text % (self.facts.address, error)
+        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
+        pooled = facts.pooled or leaked
+        if not pooled:
+            pooled = (yield from connection.keeping_session(self.parameters)) is False
+        facts = facts._replace(pooled=pooled)
         if not facts.pooled and facts.started != self.facts.started and facts.started == sender.started:
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)

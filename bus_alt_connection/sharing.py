@@ -106,7 +106,7 @@ class Sharing(object):
 
         It may make this process a leader, of ``listener``.
         """
-        self._learn_from(self._last)
+        self._learn_from(self._last, time.monotonic())
         self._last = None
         self._last = self._join_leader(listener) or self._direct(self._unproven)
         return self._last
@@ -121,7 +121,7 @@ class Sharing(object):
             if leader is not None and leader.rank == rank:
                 return False
             try:
-                FollowerSession(self._name(rank), rank, GREETING_TIMEOUT, self._avoided).close()
+                FollowerSession(self._name(rank), rank, GREETING_TIMEOUT, self._to_avoid()).close()
                 return True
             except ConnectionRefusedError:
                 # Nobody leads at this rank.
@@ -163,7 +163,7 @@ class Sharing(object):
         # the same time.
         patience = LONGEST_DELAY * random.uniform(6, 12)
         try:
-            session = FollowerSession(self._name(rank), rank, patience, self._avoided, lambda: listener.closed)
+            session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), lambda: listener.closed)
         except Moved as error:
             if GREETING_TIMEOUT < time.monotonic() - began < patience:
                 raise _LeaderEnded(str(error)) from None
@@ -182,10 +182,13 @@ class Sharing(object):
             return False
         return True
 
-    def _learn_from(self, session):
-        """Note what the last session says about its leader or its address."""
+    def _to_avoid(self):
+        """Return the pids of the leaders that are not to be followed now."""
         now = time.monotonic()
-        self._avoided = {pid: until for pid, until in self._avoided.items() if until > now}
+        return {pid for pid, until in list(self._avoided.items()) if until > now}
+
+    def _learn_from(self, session, now):
+        """Note what the last session says about its leader or its address."""
         if session is None:
             return
         if session.leader_pid is not None:
@@ -286,7 +289,7 @@ class FollowerSession(Session):
         self._waits_longer = True
         self._silent_at = now + HEARTBEAT + 0.5
 
-    def explaining(self, sender, leaked):
+    def explaining(self, examining_sender, leaked):
         yield from ()
         self.avoid_for = AVOID_UNHEARD if self.confirmed is None else AVOID_SILENT
         return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader

@@ -62,9 +62,9 @@ NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "p
 _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text"
 
 
-#: ``sender``: `connection.Facts` on the pooled connection; ``moment``: a `lookup.Moment` before the token was
-#: sent; ``sent_at``: monotonic seconds, None if no token was sent; ``leaked``: the sender received the token itself
-_Attempt = collections.namedtuple("_Attempt", "sender moment sent_at leaked")
+#: ``moment``: a `lookup.Moment` before the token was sent; ``sent_at``: monotonic seconds, None if no token was
+#: sent; ``leaked``: whether the sender received the token itself
+_Attempt = collections.namedtuple("_Attempt", "moment sent_at leaked")
 #: the `lookup.Moment` of the last check, and its monotonic seconds
 _Seen = collections.namedtuple("_Seen", "moment at")
 
@@ -272,10 +272,10 @@ class Supervisor(object):
             (snapshot,) = yield from pooled.asking_row(_SNAPSHOT)
             moment = lookup.Moment(snapshot, facts.started)
             if proven and not self._needs_token(session, facts, now):
-                return _Attempt(facts, moment, None, False)
+                return _Attempt(moment, None, False)
             yield from pooled.asking(NOTIFY, (self._token_channel(session, proven), token))
             leaked = any(each.payload == token for each in pooled.receive())
-            return _Attempt(facts, moment, began, leaked)
+            return _Attempt(moment, began, leaked)
 
     def _needs_token(self, session, sender, now):
         """Return whether only a token of this process can show that the proven ``session`` still receives."""
@@ -297,8 +297,14 @@ class Supervisor(object):
     def _give_up(self, session, attempt):
         # The end of a session that was lost meanwhile has been reported already.
         if self.listener.session is session:
-            kind, reason = self._finish(session.explaining(attempt.sender, attempt.leaked))
+            kind, reason = self._finish(session.explaining(self._examining, attempt.leaked))
             self.listener.replace(session, kind, reason)
+
+    def _examining(self):
+        """A task: return the `connection.Facts` on a new pooled connection."""
+        pooled = yield from self._opening(self.listener.database)
+        with contextlib.closing(pooled):
+            return (yield from pooled.examining())
 
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()

@@ -163,8 +163,8 @@ class FakeSession(Session):
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
         return arrived
 
-    def explaining(self, sender, leaked):
-        yield from ()
+    def explaining(self, examining_sender, leaked):
+        sender = yield from examining_sender()
         facts = self.facts._replace(started=self._server.started)
         facts = facts._replace(pooled=facts.pooled or leaked or self._server.seen_pooled)
         return log.UNHEARD, connection.why_deaf(facts, sender)
