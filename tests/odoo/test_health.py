@@ -183,7 +183,8 @@ def test_without_polling_it_passes_by_itself_once_the_pooler_is_back():
 def test_it_degrades_within_the_interval_while_nothing_can_be_sent():
     interval = 3
     environment = {"IMDISPATCHER_CHECK_INTERVAL": str(interval)}
-    with Stack("19.0", environment=environment, jobs=False) as stack, stack.client():
+    # With a filter Odoo asks for a list of databases before it answers, see above, and that by way of postgres.
+    with Stack("19.0", environment=environment, conf={"dbfilter": None}, jobs=False) as stack, stack.client():
         wait_for_answer(stack, 200, "pass")
         stack.pooler.stop()
         says = wait_for_answer(stack, 200, "degraded", interval)
@@ -191,10 +192,10 @@ def test_it_degrades_within_the_interval_while_nothing_can_be_sent():
 
         stack.pooler.start()
         wait_for_answer(stack, 200, "pass")
-        # Connecting hangs. Odoo itself asks another database before it answers.
+        # What is sent hangs, and the attempt is given up.
         stack.pooler.admin("PAUSE postgres")
         says = wait_for_answer(stack, 200, "degraded", interval + CHECK_TIMEOUT + 1)
-        assert (says["mode"], says["problem"], says["confirmed"]) == ("listening", NOT_CHECKED, True)
+        assert (says["mode"], says["confirmed"]) == ("listening", True)
 
         stack.pooler.admin("RESUME postgres")
         wait_for_answer(stack, 200, "pass")
