@@ -304,7 +304,10 @@ def _report():
             tasks.finish(_opening(_options.system_database)).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
-    if _options.share and not sharing.possible():
+    if _options.share and sharing.possible():
+        text = "the listening processes of one user on this machine, or in this container, share a direct connection"
+        _logger.info(text)
+    elif _options.share:
         _logger.info("on this system no connection can be shared: each process that listens has its own")
     ordinary = settings.address(_ordinary("postgres"))
     if _options.configured and not _options.refused:
