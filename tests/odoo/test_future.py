@@ -181,4 +181,5 @@ def _trigger(stack):
 
 
 def _looks_for_jobs(stack, mark):
-    return any("ir_cron" in one.text and one.pooled for one in traffic.statements(stack, mark))
+    # In the second line of a statement.
+    return re.search(r"^\s+FROM ir_cron$", stack.server.log_since(mark), re.MULTILINE)
