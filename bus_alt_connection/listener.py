@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 # Seconds between two connects once the budget of immediate ones is used up. It doubles up to the longest.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 # How many lost sessions are replaced at once, and after how many seconds there is one more of them.
-IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 8, 4.0
+IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
 
 # What PostgreSQL's settings should be for a session that lasts: a listener is idle most of the time, and a
 # backend whose client has vanished must end within 30 s. Seconds; tcp_user_timeout in milliseconds.

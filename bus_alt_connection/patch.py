@@ -304,11 +304,8 @@ def _report():
             tasks.finish(_opening(_options.system_database)).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
-    if _options.share and sharing.possible():
-        text = "the listening processes of one user on this machine, or in this container, share a direct connection"
-        _logger.info(text)
-    elif _options.share:
-        _logger.info("on this system no connection can be shared: each process that listens has its own")
+    if _options.share:
+        _report_sharing()
     ordinary = settings.address(_ordinary("postgres"))
     if _options.configured and not _options.refused:
         direct = settings.address(_direct("postgres"))
@@ -317,3 +314,11 @@ def _report():
         text = "neither IMDISPATCHER_DB_HOST nor IMDISPATCHER_DB_PORT is set: listeners go to %s like all other"
         text += " cursors. If that is a pooler, set them to where PostgreSQL itself is"
         _logger.warning(text, ordinary)
+
+
+def _report_sharing():
+    if sharing.possible():
+        text = "the listening processes of one user on this machine, or in this container, share a direct connection"
+        _logger.info(text)
+    else:
+        _logger.info("on this system no connection can be shared: each process that listens has its own")

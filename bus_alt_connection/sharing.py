@@ -56,7 +56,8 @@ GREETING_TIMEOUT = 0.9
 # Seconds between two messages of a leader, and without any until a follower leaves. The difference is
 # what a busy machine may take to run a thread.
 HEARTBEAT, SILENCE = 2.0, 4.5
-# Seconds during which a process does not follow a leader again: one that delivered nothing, or was silent.
+# Seconds during which a process does not use a session of a leader again on which a token did not arrive, and
+# during which it does not follow a leader again that was silent.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The names, the better ones first: nothing but the event loop keeps a gevent process busy, while the jobs of
 # other processes may hold the interpreter for seconds. The second name of each kind is for processes to gather
@@ -96,7 +97,7 @@ class Sharing(object):
         self._reach = range(own[-1] + 1) if self._own_ranks else range(0)
         self._leader = None
         self._last = None
-        #: pid of a leader -> monotonic seconds until which it is not followed
+        #: pid of a leader, or what identifies its session -> monotonic seconds until which it is not followed
         self._avoided = {}
         #: addresses that led to a session on which no token arrived, the latest one last
         self._unproven = []
@@ -183,17 +184,19 @@ class Sharing(object):
         return True
 
     def _to_avoid(self):
-        """Return the pids of the leaders that are not to be followed now."""
+        """Return the leaders, and the sessions of leaders, that are not to be followed now."""
         now = time.monotonic()
-        return {pid for pid, until in list(self._avoided.items()) if until > now}
+        return {leader for leader, until in list(self._avoided.items()) if until > now}
 
     def _learn_from(self, session, now):
         """Note what the last session says about its leader or its address."""
         if session is None:
             return
         if session.leader_pid is not None:
-            if session.avoid_for:
-                self._avoided[session.leader_pid] = now + session.avoid_for
+            if session.silent:
+                self._avoided[session.leader_pid] = now + AVOID_SILENT
+            elif session.unheard:
+                self._avoided[session.identity()] = now + AVOID_UNHEARD
             return
         if session.place in self._unproven:
             self._unproven.remove(session.place)
@@ -218,13 +221,16 @@ class _LeaderEnded(Moved):
 class FollowerSession(Session):
     """The session of a leader, as a follower sees it. The methods do what those of `DirectSession` do.
 
-    ``patience``: the seconds that a leader without a connection is waited for; ``avoided``: the pids of
-    leaders not to follow; ``give_up()``: whether to wait no longer. Raises ``ConnectionRefusedError`` if
-    nobody leads at ``name``, else ``OSError`` or `Moved` if this leader is of no use.
+    ``patience``: the seconds that a leader without a connection is waited for; ``avoided``: the pids
+    of leaders, and the `identity` of sessions, not to follow; ``give_up()``: whether to wait no longer.
+    Raises ``ConnectionRefusedError`` if nobody leads at ``name``, else ``OSError`` or `Moved` if this
+    leader is of no use.
     """
 
-    #: seconds during which not to follow this leader again
-    avoid_for = 0.0
+    #: whether this leader stood still
+    silent = False
+    #: whether a token did not arrive through this session
+    unheard = False
 
     def __init__(self, name, rank, patience, avoided=(), give_up=lambda: False):
         self.rank = rank
@@ -246,6 +252,12 @@ class FollowerSession(Session):
             self._wait_until(lambda: self.facts is not None or give_up(), deadline)
             if self.facts is None:
                 raise Moved(self._leader + " has no connection")
+            if self.identity() in avoided:
+                raise Moved(self._leader + " has a connection through which nothing arrives")
+
+    def identity(self):
+        """Return what differs from any other session of this or another leader."""
+        return self.leader_pid, self.facts.backend_pid, self.facts.started
 
     def listen(self, channels, warn):
         # The leader may have stopped to listen on channels that this session did not want meanwhile.
@@ -256,7 +268,7 @@ class FollowerSession(Session):
             self._socket.send(json.dumps(sorted(fit)).encode())
             self._wait_until(lambda: fit <= self._in_force, time.monotonic() + SILENCE)
         except OSError:
-            self.avoid_for = AVOID_SILENT
+            self.silent = True
             self.fault = MOVED, self._leader + ", through which it listened, does not answer"
             raise Moved(self.fault[1]) from None
         self._socket.setblocking(False)
@@ -283,7 +295,7 @@ class FollowerSession(Session):
         now = time.monotonic()
         overslept = now - self._silent_at > 0.5
         if not overslept or self._waits_longer:
-            self.avoid_for = AVOID_SILENT
+            self.silent = True
             text = "%s, through which it listened, has been silent for %.1f s"
             raise psycopg2.OperationalError(text % (self._leader, SILENCE))
         self._waits_longer = True
@@ -291,7 +303,7 @@ class FollowerSession(Session):
 
     def explaining(self, examining_sender, leaked):
         yield from ()
-        self.avoid_for = AVOID_UNHEARD if self.confirmed is None else AVOID_SILENT
+        self.unheard = True
         return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader
 
     def _wait_until(self, condition, deadline):
