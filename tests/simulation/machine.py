@@ -290,9 +290,9 @@ class Socket:
     def _use(self):
         if kernel.K.current is not None:
             point()
-            if kernel.K.current.process.dead:
-                raise GreenletExit
-        if self._number < 0 or self._process.dead:
+        if self._process.dead:
+            raise GreenletExit
+        if self._number < 0:
             raise OSError(errno.EBADF, "Bad file descriptor")
         return self._end
 
