@@ -15,9 +15,9 @@ AT_ONCE, POLLED, CHECKED, LEFT, RECONNECTED = "at once", "polled", "checked", "l
 
 _ADMIN = "terminating connection due to administrator command"
 
-#: ``late``: a word above; ``judged``: from when on; ``together``: the same with other faults; ``is_setting``: does it
-#: hold during the whole run?
-Kind = collections.namedtuple("Kind", "name begin late judged together is_setting")
+#: ``late``: a word above; ``judged``: from when on; ``late_together`` and ``together``: the same with other faults;
+#: ``is_setting``: whether it holds during the whole run; ``lasts``: seconds, None if that is left to the run
+Kind = collections.namedtuple("Kind", "name begin late judged late_together together is_setting lasts")
 
 #: all kinds by name
 KINDS = {}
@@ -34,9 +34,10 @@ def limit(late, world):
     }[late]
 
 
-def _kind(late, judged=SENT, together=OVER, is_setting=False):
+def _kind(late, judged=SENT, late_together=None, together=OVER, is_setting=False, lasts=None):
     def register(function):
-        KINDS[function.__name__] = Kind(function.__name__, function, late, judged, together, is_setting)
+        judgement = (late, judged, late_together or late, together)
+        KINDS[function.__name__] = Kind(function.__name__, function, *judgement, is_setting, lasts)
         return function
 
     return register
@@ -54,7 +55,8 @@ def direct_way_refuses(world):
     return path.heal
 
 
-@_kind(AT_ONCE, together=SENT)
+# What is lost for another reason cannot be replaced meanwhile.
+@_kind(AT_ONCE, late_together=POLLED, together=SENT)
 def direct_way_is_full(world):
     path = world.direct_path
     path.full = True
@@ -323,13 +325,14 @@ def process_stands_still(world):
     return process.go_on
 
 
-@_kind(LEFT, together=SENT)
+@_kind(LEFT, together=SENT, lasts=(4, 12))
 def interpreter_is_held(world):
     """A call of C code keeps the interpreter for 4 to 12 s."""
     process = _victim(world)
-    if process:
-        process.stop()
-        world.after(world.rng.uniform(4, 12), process.go_on)
+    if process is None:
+        return None
+    process.stop()
+    return process.go_on
 
 
 @_kind(LEFT, together=SENT)

@@ -264,7 +264,8 @@ class Watch:
             times.popleft()
         self.most_connects = max(self.most_connects, len(times))
         if path.name != "pooler":
-            self.measure(CONNECTS, len(times), _MOST_CONNECTS, process.name)
+            addresses = self._world.environ["IMDISPATCHER_DB_HOST"].count(",") + 1
+            self.measure(CONNECTS, len(times), _MOST_CONNECTS * addresses, process.name)
 
     def logged(self, odoo, record):
         text = record.getMessage()

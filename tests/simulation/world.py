@@ -17,6 +17,8 @@ _OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 600))
 _TROUBLE = (5, 30, 150)
 # Seconds that are allowed beyond the check interval if everything happens at once.
 _ALL_AT_ONCE = 45.0
+# Seconds over which the addon spreads what it has found after a long outage, ten channels at a time.
+_PORTIONS = 10.0
 # How long what the log advises stays right after the cause has gone.
 _RECENTLY = 130.0
 
@@ -83,12 +85,15 @@ class World:
             self.judged_after_faults = True
             self.late_limit = self.cron_limit = self.silent_limit = self.check_interval + _ALL_AT_ONCE
             return
-        self.late_limit = sum(faults.limit(kind.late, self) for kind in self.kinds) or 1.0
         if len(self.kinds) == 1:
+            self.late_limit = faults.limit(self.kinds[0].late, self)
             self.judged_after_faults = self.kinds[0].judged == faults.OVER
         else:
+            self.late_limit = sum(faults.limit(kind.late_together, self) for kind in self.kinds) or 1.0
             self.judged_after_faults = any(kind.together == faults.OVER for kind in self.kinds)
             self.silent_limit += self.late_limit
+        if self.judged_after_faults:
+            self.late_limit += _PORTIONS
 
     # What faults and invariants ask for
 
@@ -133,7 +138,7 @@ class World:
         self.watch.connected(process, path)
 
     def happens(self, what, forever=False):
-        self._happened[what] = float("inf") if forever else self.now
+        self._happened[what] = max(float("inf") if forever else self.now, self._happened.get(what, 0))
 
     def recently(self, what):
         """Return whether something happens, or has until recently; its beginning and end are both told."""
@@ -274,7 +279,7 @@ class World:
         self.kernel.note("--- trouble: %s" % self.title)
         if len(self.kinds) <= 2:
             for kind in kinds:
-                self.after(self.rng.uniform(0, 12), lambda kind=kind: self.happen(kind, self._outage()))
+                self.after(self.rng.uniform(0, 12), lambda kind=kind: self.happen(kind, self._outage(kind)))
             self.faults_over = float("inf") if kinds else self.now
             self.advance(15)
             while self._lasting:
@@ -321,8 +326,8 @@ class World:
         if len(self.kinds) <= 2 and not self._lasting:
             self.faults_over = self.now
 
-    def _outage(self):
-        return self.rng.uniform(*self.rng.choice(_OUTAGES))
+    def _outage(self, kind):
+        return self.rng.uniform(*(kind.lasts or self.rng.choice(_OUTAGES)))
 
     def _heal(self):
         """End what may still last, where many faults overlap."""
@@ -383,6 +388,8 @@ class World:
         behind_pooler = any(kind.name in ("pooler_keeps_sessions", "pooler_knows_listen") for kind in self.kinds)
         senders = sum(len(self.direct_connections(process)) for process in self.odoos) if behind_pooler else 1
         if self.expects_direct:
+            # On a pooled connection only what a listener sent itself proves something.
+            senders = 1 if self.direct == "server" else len(self.odoos)
             watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * senders * minutes * 60 / span, "while all was well")
             if not self.garbage:
                 watch.measure(invariants.LINES, watch.lines - lines, 0, "while all was well")
