@@ -25,12 +25,13 @@ KINDS = {}
 
 def limit(late, world):
     """Return the seconds that a word for lateness means."""
+    spread = world.seconds_of_portions()
     return {
         AT_ONCE: 1.0,
-        LEFT: 6.0,
-        POLLED: world.poll_interval + 4.0,
-        RECONNECTED: 8.0,
-        CHECKED: world.check_interval + 3.0,
+        LEFT: 6.0 + spread,
+        POLLED: world.poll_interval + 4.0 + spread,
+        RECONNECTED: 8.0 + spread,
+        CHECKED: world.check_interval + 3.0 + spread,
     }[late]
 
 
@@ -391,7 +392,7 @@ def log_blocks(world):
     return lambda: setattr(process, "log_seconds", 0.0)
 
 
-@_kind(AT_ONCE, together=SENT)
+@_kind(AT_ONCE)
 def flood(world):
     world.rate = 20.0
     return lambda: setattr(world, "rate", world.normal_rate)

@@ -107,8 +107,14 @@ class Pooler:
             backend.client_name, backend.client = "PgDog", None
             backend.listens.add(channel)
             backend.hear = self._hand_out
-            backend.lost = lambda _reason, _silently: self._listening.pop(channel, None)
+            backend.lost = lambda _reason, _silently: self._channel_lost(channel)
             self._listening[channel] = backend
+
+    def _channel_lost(self, channel):
+        del self._listening[channel]
+        for client in list(self.clients):
+            if channel in client.channels:
+                client.drop()
 
     def _hand_out(self, notification):
         for client in self.clients:
@@ -121,9 +127,6 @@ class Pooler:
                 pool.remove(backend)
         if backend.client:
             backend.client.drop()
-        for client in list(self.clients):
-            if self.mode == PGDOG and client.channels:
-                client.drop()
 
 
 class _Client:

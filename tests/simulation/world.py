@@ -17,8 +17,11 @@ _OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 600))
 _TROUBLE = (5, 30, 150)
 # Seconds that are allowed beyond the check interval if everything happens at once.
 _ALL_AT_ONCE = 45.0
-# Seconds over which the addon spreads what it has found after a long outage, ten channels at a time.
-_PORTIONS = 10.0
+# Channels that the addon gives Odoo's loop in a second of what it has looked up, and at most for so many seconds. Each
+# outage has the last minute looked up by date, twice: when polling begins, and when it ends.
+_CHANNELS_EACH_SECOND, _MOST_PORTIONS, _LOOKED_UP_AGAIN = 50.0, 10.0, 2 * 85.0
+# Of the transactions, so many have many rows.
+_LARGE, _SIZES = 0.05, (3, 60)
 # How long what the log advises stays right after the cause has gone.
 _RECENTLY = 130.0
 
@@ -35,7 +38,10 @@ class World:
         self.kernel.world = self
         self.rng = rng = self.kernel.rng
         self.kinds = [faults.KINDS[name] for name in kinds]
-        self.title = " + ".join(kinds) if 0 < len(kinds) < 3 else "%d kinds" % len(kinds)
+        self.title = " + ".join(kinds) or "no faults"
+        if len(kinds) > 2:
+            settings = [kind.name for kind in self.kinds if kind.is_setting]
+            self.title = ", ".join(["all kinds", *settings])
         # What a seed chooses
         self.databases = ["d1", "d2", "d3"][: rng.choice((1, 2, 3))]
         self.check_interval = rng.choice((60, 12, 12, 6, 6))
@@ -80,7 +86,7 @@ class World:
         """Decide how late a message may be; for a pair what each kind costs adds up."""
         self.judged_after_faults = False
         self.cron_limit = self.check_interval + 10.0
-        self.silent_limit = self.check_interval + 3.0
+        self.silent_limit = self.check_interval + 3.0 + self.seconds_of_portions()
         if len(self.kinds) > 2:
             self.judged_after_faults = True
             self.late_limit = self.cron_limit = self.silent_limit = self.check_interval + _ALL_AT_ONCE
@@ -93,9 +99,15 @@ class World:
             self.judged_after_faults = any(kind.together == faults.OVER for kind in self.kinds)
             self.silent_limit += self.late_limit
         if self.judged_after_faults:
-            self.late_limit += _PORTIONS
+            self.late_limit += _MOST_PORTIONS
 
     # What faults and invariants ask for
+
+    def seconds_of_portions(self):
+        """Return how long a message may wait for others that were found in the same look-ups."""
+        rows = 1 - _LARGE + _LARGE * sum(_SIZES) / len(_SIZES)
+        channels = self.normal_rate * rows * _LOOKED_UP_AGAIN
+        return min(channels / _CHANNELS_EACH_SECOND, 2 * _MOST_PORTIONS)
 
     @property
     def now(self):
@@ -203,7 +215,7 @@ class World:
         if not self._can_send() or database in self.cluster.locked:
             return
         transaction = postgres.Transaction(self.cluster, database)
-        number = 1 if rng.random() < 0.95 else rng.choice((3, 60))
+        number = rng.choice(_SIZES) if rng.random() < _LARGE else 1
         seconds = rng.expovariate(1 / 15 if rng.random() < self.long_transactions else 1 / 0.02)
         self.after(rng.uniform(0, seconds), lambda: self._write(transaction, number))
         self.after(seconds, lambda: self._commit(transaction))
