@@ -46,7 +46,7 @@ class Connection:
             raise psycopg2.OperationalError("could not create socket: %s" % problem) from None
         self.notifies, self.notices, self.closed, self.async_ = [], [], 0, 1
         self.process_name, self.database = self._process.name, dbname
-        self.rows, self._waiting, self._backend_pid, self._connecting = None, True, None, True
+        self.rows, self._waiting, self._backend_pid = None, True, None
         kernel.K.world.note_connect(self._process, self.path)
         self.link.carry(TO_SERVER, lambda: self.path.target.connect(self.link, dbname))
         kernel.point()
@@ -61,32 +61,39 @@ class Connection:
         machine.this_process()
         self._check_open()
         arrived = []
-        while self._description.inbox:
-            kind, what = self._description.inbox.popleft()
-            if kind == "notification":
-                arrived.append(what)
-            elif kind == "notice":
-                self.notices.append(what)
-            elif kind == "closed":
-                self.closed = 2
-                # libpq does not always get to read what came before.
-                if kernel.K.rng.random() < 0.5:
-                    self.notifies += arrived
-                raise psycopg2.OperationalError(what)
-            elif kind == "refused":
-                self.closed = 2
-                raise psycopg2.OperationalError(what)
-            elif kind == "failed":
-                self._waiting = False
-                self.notifies += arrived
-                raise error(*what)
-            elif kind == "connected":
-                self._waiting = self._connecting = False
-                self._backend_pid = what
-            else:
-                self._waiting, self.rows = False, what
-        self.notifies += arrived
+        try:
+            while self._description.inbox:
+                self._take(*self._description.inbox.popleft(), arrived)
+        finally:
+            self.notifies += arrived
         return extensions.POLL_READ if self._waiting else extensions.POLL_OK
+
+    def _take(self, kind, what, arrived):
+        """Take what has arrived; raise what psycopg2 raises then."""
+        if kind == "notification":
+            arrived.append(what)
+        elif kind == "notice":
+            self.notices.append(what)
+        elif kind == "closed":
+            self.closed = 2
+            # libpq does not always get to read what came before.
+            if kernel.K.rng.random() < 0.5:
+                arrived.clear()
+            raise psycopg2.OperationalError(what)
+        elif kind == "refused":
+            self.closed = 2
+            raise psycopg2.OperationalError(what)
+        else:
+            self._take_answer(kind, what)
+
+    def _take_answer(self, kind, what):
+        self._waiting = False
+        if kind == "failed":
+            raise error(*what)
+        if kind == "connected":
+            self._backend_pid = what
+        else:
+            self.rows = what
 
     def cursor(self):
         self._check_open()

@@ -53,6 +53,12 @@ class Program:
         """Return a module of the addon by its short name."""
         return self._load("%s.%s" % (PACKAGE, name))
 
+    def set_constant(self, name, constant, value):
+        """Change a constant of a module of the addon, if it still has it."""
+        module = self.module(name)
+        if hasattr(module, constant):
+            setattr(module, constant, value)
+
     def _load(self, full):
         if full in self.modules:
             return self.modules[full]

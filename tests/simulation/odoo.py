@@ -11,6 +11,8 @@ from .kernel import Task
 from .loading import Program, sleep
 from .machine import Process
 
+# How Odoo itself connects.
+_POOLED = {"host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
 GEVENT, CRON, THREADED = "gevent", "cron", "threaded"
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 
@@ -36,6 +38,8 @@ class Odoo(Process):
 
     def _main(self):
         self.program = Program(self.world.addon, self, _odoo_modules(self), self._environ)
+        if self.world.feed_size:
+            self.program.set_constant("cursor", "FEED_SIZE", self.world.feed_size)
         self.program.module("patch").install()
         self.installed = True
         if self.kind != CRON:
@@ -184,68 +188,12 @@ class _Config(dict):
 
 
 def _sql_db():
-    """Return a module ``sql_db``, which has classes of its own, since the addon changes them."""
-
-    class Cursor(BaseCursor):
-        def __init__(self, pool, dbname, dsn):
-            super().__init__()
-            self.__pool, self.dbname = pool, dbname
-            self._cnx = pool.borrow(dsn)
-            self._obj = self._cnx.cursor()
-            self._closed = False
-
-        @property
-        def connection(self):
-            return self._cnx
-
-        @property
-        def closed(self):
-            return self._closed or bool(self._cnx.closed)
-
-        def execute(self, query, params=None, log_exceptions=True):
-            return self._obj.execute(query, params)
-
-        def fetchone(self):
-            return self._obj.fetchone()
-
-        def commit(self):
-            self.flush()
-            self._cnx.commit()
-
-        def rollback(self):
-            self._cnx.rollback()
-
-        def close(self):
-            if not self.closed:
-                return self._close(False)
-
-        def _close(self, leak=False):
-            self._obj.close()
-            del self._obj
-            self._closed = True
-            self._cnx.rollback()
-            self.__pool.give_back(self._cnx)
-
-    class Connection:
-        def __init__(self, pool, dbname, dsn):
-            self.__pool, self.dbname, self.__dsn = pool, dbname, dsn
-
-        @property
-        def dsn(self):
-            return {name: value for name, value in self.__dsn.items() if name != "password"}
-
-        def cursor(self):
-            return module.Cursor(self.__pool, self.dbname, self.__dsn)
-
-    def connection_info_for(name, readonly=False):
-        return name, {"database": name, "host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
-
-    def db_connect(to, allow_uri=False, readonly=False):
-        return module.Connection(_Pool(), *module.connection_info_for(to))
-
-    module = _module("odoo.sql_db", BaseCursor=BaseCursor, Cursor=Cursor, Connection=Connection)
-    module.__dict__.update(connection_info_for=connection_info_for, db_connect=db_connect)
-    module.frame_codeinfo = lambda frame, back=0: ("", 0)
+    """Return a module ``sql_db``, with classes of its own, since the addon changes them."""
+    module = _module("odoo.sql_db", BaseCursor=BaseCursor, frame_codeinfo=lambda frame, back=0: ("", 0))
+    module.Cursor = type("Cursor", (_Cursor,), {"execute": _Cursor.execute})
+    module.Connection = type("Connection", (_Connection,), {"cursor": _Connection.cursor, "_module": module})
+    module.connection_info_for = lambda name, readonly=False: (name, {"database": name, **_POOLED})
+    module.db_connect = lambda to, readonly=False: module.Connection(_Pool(), *module.connection_info_for(to))
     return module
 
 
@@ -269,6 +217,60 @@ class BaseCursor:
                 self.commit()
         finally:
             self.close()
+
+
+class _Cursor(BaseCursor):
+    def __init__(self, pool, dbname, dsn):
+        super().__init__()
+        # The addon knows it by this name, which the class Cursor gives it in Odoo.
+        self._Cursor__pool, self.dbname = pool, dbname
+        self._cnx = pool.borrow(dsn)
+        self._obj = self._cnx.cursor()
+        self._closed = False
+
+    @property
+    def connection(self):
+        return self._cnx
+
+    @property
+    def closed(self):
+        return self._closed or bool(self._cnx.closed)
+
+    def execute(self, query, params=None, log_exceptions=True):
+        return self._obj.execute(query, params)
+
+    def fetchone(self):
+        return self._obj.fetchone()
+
+    def commit(self):
+        self.flush()
+        self._cnx.commit()
+
+    def rollback(self):
+        self._cnx.rollback()
+
+    def close(self):
+        if not self.closed:
+            return self._close(False)
+
+    def _close(self, leak=False):
+        self._obj.close()
+        del self._obj
+        self._closed = True
+        self._cnx.rollback()
+        self._Cursor__pool.give_back(self._cnx)
+
+
+class _Connection:
+    def __init__(self, pool, dbname, dsn):
+        self._pool, self.dbname, self._dsn = pool, dbname, dsn
+
+    @property
+    def dsn(self):
+        return {name: value for name, value in self._dsn.items() if name != "password"}
+
+    def cursor(self):
+        return self._module.Cursor(self._pool, self.dbname, self._dsn)
 
 
 class _Callbacks:

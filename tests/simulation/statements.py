@@ -4,6 +4,7 @@ They are recognised by key words, since their text changes. One that is not know
 change of the addon's SQL, adapt the two tables here, and `look_up` if the meaning of that query has changed.
 """
 
+import functools
 import re
 
 from . import kernel
@@ -17,17 +18,20 @@ class Failure(Exception):
     """What the server says instead of an answer: an SQLSTATE and a text."""
 
 
+@functools.lru_cache(maxsize=1000)
 def split(text):
     """Return the statements of ``text``, which may have semicolons in quotes."""
     parts = re.findall(r"""(?:'(?:[^']|'')*'|"(?:[^"]|"")*"|[^;'"])+""", text)
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
+@functools.lru_cache(maxsize=1000)
 def touches_bus(statement):
     """Return whether the statement needs a lock on bus_bus."""
     return bool(re.search(r"\bbus_bus\b", re.sub(r"'[^']*'", "", statement)))
 
 
+@functools.lru_cache(maxsize=1000)
 def is_look_up(statement):
     """Return whether the statement reads the rows of bus_bus."""
     return touches_bus(statement) and bool(re.search(r"\bxmin\b", statement))
@@ -170,6 +174,7 @@ def _columns(backend, statement, values):
     return [tuple(row)]
 
 
+@functools.lru_cache(maxsize=1000)
 def _select_list(statement):
     """Return the expressions between SELECT and FROM or the end, split at commas that are not in parentheses."""
     parts, depth = [""], 0

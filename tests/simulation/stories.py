@@ -23,11 +23,11 @@ def _begin(addon, processes, seed=1, settle=100, apart=0.5, kinds=(), **options)
     """Return a world in which ``processes``, started ``apart`` seconds from each other, have listened for a while."""
     chosen = {"databases": ["d1", "d2", "d3"], "check_interval": 60, "poll_interval": 5, "share": True, "machines": 1}
     chosen.update(normal_rate=2.0, long_transactions=0, garbage=False, preemption=0, processes=list(processes))
+    chosen.update(feed_size=None, head_start=0.0, pool_size=2)
     chosen.update(options)
     one = world.World(addon, seed, kinds, keep_trace=True, **chosen)
     # A story judges for itself.
     one.late_limit = one.silent_limit = one.cron_limit = float("inf")
-    one.kernel.head_start = 0.0
     one.send()
     for kind in processes:
         one.start_odoo(kind)
@@ -56,7 +56,8 @@ def _leader(one):
 @_story
 def locked_database_delays_no_other_while_polling(addon):
     """While bus_bus of one database of three is locked, polling looks up the others within poll_interval + 1 s."""
-    one = _begin(addon, [GEVENT])
+    # Few messages, since the addon delivers only so many in a second of what it has looked up.
+    one = _begin(addon, [GEVENT], normal_rate=0.5)
     _break_direct_way(one)
     one.cluster.lock("d1")
     one.advance(60)

@@ -36,13 +36,30 @@ class World:
         self.addon, self.seed = addon, seed
         self.kernel = Kernel(seed, keep_trace)
         self.kernel.world = self
-        self.rng = rng = self.kernel.rng
+        self.rng = self.kernel.rng
         self.kinds = [faults.KINDS[name] for name in kinds]
-        self.title = " + ".join(kinds) or "no faults"
-        if len(kinds) > 2:
-            settings = [kind.name for kind in self.kinds if kind.is_setting]
-            self.title = ", ".join(["all kinds", *settings])
-        # What a seed chooses
+        self._choose()
+        vars(self).update(options)
+        self.kernel.head_start = self.head_start
+        self.kernel.set_preemption(self.preemption)
+        self._build()
+        for kind in self.kinds:
+            if kind.is_setting:
+                kind.begin(self)
+        self._set_limits()
+        self.watch = invariants.Watch(self)
+
+    @property
+    def title(self):
+        """What the run is about, in a line."""
+        names = [kind.name for kind in self.kinds]
+        if len(names) <= 2:
+            return " + ".join(names) or "no faults"
+        return ", ".join(["all kinds", *(kind.name for kind in self.kinds if kind.is_setting)])
+
+    def _choose(self):
+        """Have the seed choose how the world is."""
+        rng = self.rng
         self.databases = ["d1", "d2", "d3"][: rng.choice((1, 2, 3))]
         self.check_interval = rng.choice((60, 12, 12, 6, 6))
         self.poll_interval = rng.choice((5, 2))
@@ -52,10 +69,14 @@ class World:
         self.normal_rate = rng.choice((0.1, 0.5, 2))
         self.long_transactions = rng.choice((0, 0.02, 0.2))
         self.garbage = rng.random() < 0.2
+        #: notifications that a feed has room for, None: as many as usual
+        self.feed_size = rng.choice((None, None, 40))
         self.preemption = rng.choice((0, 0.002, 0.02, 0.1))
-        self.kernel.head_start = rng.choice((0.0, 0.0, 0.2))
-        pool = rng.choice((1, 2, 5))
-        vars(self).update(options)
+        self.head_start = rng.choice((0.0, 0.0, 0.2))
+        self.pool_size = rng.choice((1, 2, 5))
+
+    def _build(self):
+        """Make the servers and the ways to them."""
         self.rate = self.normal_rate
         self.environ = {
             "IMDISPATCHER_DB_HOST": "direct",
@@ -67,7 +88,8 @@ class World:
         self._happened, self._silent_databases, self._answering_since = {}, set(), {}
         #: what the direct way leads to: "server", or a kind of pooler
         self.direct = "server"
-        self.cluster, self.pooler, self.server = postgres.Cluster(self.databases), Pooler(pool), postgres.Server()
+        self.cluster, self.server = postgres.Cluster(self.databases), postgres.Server()
+        self.pooler = Pooler(self.pool_size)
         self.paths = {"direct": Path("direct", self.server), "pooler": Path("pooler", self.pooler)}
         #: when faults began or ended, and processes were born; infinite while a fault lasts
         self.fault_times, self.births, self.faults_over = [], [], BEGIN
@@ -75,12 +97,6 @@ class World:
         self.date_of = {}
         #: databases other than that of the bus where each process listens on channel "orders", as other addons do
         self.other_listeners = []
-        for kind in self.kinds:
-            if kind.is_setting:
-                kind.begin(self)
-        self._set_limits()
-        self.watch = invariants.Watch(self)
-        self.kernel.set_preemption(self.preemption)
 
     def _set_limits(self):
         """Decide how late a message may be; for a pair what each kind costs adds up."""
