@@ -108,7 +108,7 @@ lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 lint-texts: $(TOOLS_STAMP)
 	@# What a program has made a table of may be wider. It finds the exception for absolute paths only.
 	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 --ignore-path-errors 'docs/matrix.rst;D001' \
-		*.rst $(CURDIR)/docs benchmarks/README.rst bus_alt_connection
+		*.rst $(CURDIR)/docs benchmarks/README.rst tests/simulation bus_alt_connection
 	$(TOOLS_PYTHON) -m tools.readme --check
 
 readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its folder readme/

@@ -364,7 +364,7 @@ def machine_sleeps(world):
     return lambda: [process.go_on() for process in list(world.odoos)]
 
 
-@_kind(AT_ONCE)
+@_kind(AT_ONCE, late_together=RECONNECTED)
 def no_descriptors_left(world):
     process = _victim(world)
     if process is None:
@@ -394,7 +394,7 @@ def log_blocks(world):
 
 @_kind(AT_ONCE)
 def flood(world):
-    world.rate = 20.0
+    world.rate = 8.0
     return lambda: setattr(world, "rate", world.normal_rate)
 
 

@@ -60,6 +60,8 @@ class Watch:
     def __init__(self, world):
         self._world = world
         self.worst = Worst()
+        for invariant in (LOST, DUPLICATED, ADVICE, BUG, LEFT_OVER, CRASH):
+            self.worst.note(invariant, 0, 0, "")
         self._problems = collections.Counter()
         #: (process, loop) -> {what it waits for: _Sent or time}
         self._waiting = {}
@@ -263,7 +265,8 @@ class Watch:
         while times[0] < kernel.K.now - 10:
             times.popleft()
         self.most_connects = max(self.most_connects, len(times))
-        if path.name != "pooler":
+        # What leads to a pooler is looked at closer, with more connections.
+        if path.name != "pooler" and self._world.direct == "server":
             addresses = self._world.environ["IMDISPATCHER_DB_HOST"].count(",") + 1
             self.measure(CONNECTS, len(times), _MOST_CONNECTS * addresses, process.name)
 
@@ -280,8 +283,6 @@ class Watch:
             self.wrong_advice += bool(wrong)
             if wrong:
                 self.measure(ADVICE, 1, 0, "%s says: %s. But %s" % (odoo.name, text, wrong))
-            else:
-                self.worst.note(ADVICE, 0, 0, "")
 
 
 def _kind_of_line(record):

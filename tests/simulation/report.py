@@ -1,6 +1,7 @@
 """The table at the end: of each invariant the worst value that was seen, and the limit."""
 
 from . import invariants
+from .kernel import BEGIN
 
 _GROUPS = ("one kind", "two kinds", "all kinds")
 
@@ -20,7 +21,7 @@ class Report:
         self.seeds += 1
         self.bad += bool(world.kernel.problems)
         self.messages += world.watch.messages
-        self.hours += (world.kernel.now - world_began()) / 3600
+        self.hours += (world.kernel.now - BEGIN) / 3600
         for line, number in world.watch.line_kinds.items():
             self.lines[line] = self.lines.get(line, 0) + number
 
@@ -36,9 +37,3 @@ class Report:
                     row = (invariant, group, "%.4g" % value, "%.4g" % limit, mark, where[:110])
                     lines.append("%-20s %-10s %10s %10s %s %s" % row)
         return lines
-
-
-def world_began():
-    from .kernel import BEGIN
-
-    return BEGIN

@@ -282,7 +282,7 @@ class World:
                     self.calm()
             self._finish()
         except (Stuck, AssertionError) as error:
-            self.kernel.problem(invariants.CRASH, "%s: %s" % (type(error).__name__, error))
+            self.watch.measure(invariants.CRASH, 1, 0, "%s: %s" % (type(error).__name__, error))
         finally:
             for process in list(self.kernel.processes):
                 process.kill()
