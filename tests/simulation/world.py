@@ -282,10 +282,13 @@ class World:
                     self.calm()
             self._finish()
         except (Stuck, AssertionError) as error:
-            self.watch.measure(invariants.CRASH, 1, 0, "%s: %s" % (type(error).__name__, error))
+            self.kernel.problem(invariants.CRASH, "%s: %s" % (type(error).__name__, error))
         finally:
             for process in list(self.kernel.processes):
                 process.kill()
+        for _when, invariant, text in self.kernel.problems:
+            if invariant == invariants.CRASH:
+                self.watch.worst.note(invariant, 1, 0, "seed %s: %s" % (self.seed, text))
         return self.kernel.problems
 
     def _begin(self):
