@@ -3,8 +3,7 @@
 import json
 import types
 
-import psycopg2
-from psycopg2 import Error
+from psycopg2 import Error, OperationalError
 
 from . import kernel, machine
 from .kernel import Task
@@ -130,7 +129,7 @@ class Odoo(Process):
         while not self.ends:
             try:
                 self._serve_other(database)
-            except psycopg2.OperationalError as error:
+            except OperationalError as error:
                 # Such a listener catches up by itself after a gap, and listens again.
                 kernel.K.note("the listener on orders in %s begins again: %s" % (database, error))
 

@@ -415,12 +415,10 @@ class World:
         watch.stop_counting_duplicates()
         span = max(0.9 * (self.check_interval * 2 / 3 - 1), 1)
         beats = self.cluster.heartbeats - beats
-        # Whoever is connected through a pooler has to hear a token of its own.
-        behind_pooler = any(kind.name in ("pooler_keeps_sessions", "pooler_knows_listen") for kind in self.kinds)
-        senders = sum(len(self.direct_connections(process)) for process in self.odoos) if behind_pooler else 1
         if self.expects_direct:
             # On a pooled connection only what a listener sent itself proves something.
-            senders = 1 if self.direct == "server" else len(self.odoos)
+            direct = sum(len(self.direct_connections(process)) for process in self.odoos)
+            senders = 1 if self.direct == "server" else direct
             watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * senders * minutes * 60 / span, "while all was well")
             if not self.garbage:
                 watch.measure(invariants.LINES, watch.lines - lines, 0, "while all was well")
