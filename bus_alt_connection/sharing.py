@@ -56,7 +56,7 @@ GREETING_TIMEOUT = 0.9
 # Seconds between two messages of a leader, and without any until a follower leaves. The difference is
 # what a busy machine may take to run a thread.
 HEARTBEAT, SILENCE = 2.0, 4.5
-# Seconds during which a process does not use a session of a leader again on which a token did not arrive, and
+# Seconds during which a process does not use a session of a leader again that never delivered a token, and
 # during which it does not follow a leader again that was silent.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The names, the better ones first: nothing but the event loop keeps a gevent process busy, while the jobs of
@@ -196,7 +196,9 @@ class Sharing(object):
             if session.silent:
                 self._avoided[session.leader_pid] = now + AVOID_SILENT
             elif session.unheard:
-                self._avoided[session.identity()] = now + AVOID_UNHEARD
+                # A session that did deliver before has lost its path, which may come back.
+                seconds = AVOID_UNHEARD if session.confirmed is None else AVOID_SILENT
+                self._avoided[session.identity()] = now + seconds
             return
         if session.place in self._unproven:
             self._unproven.remove(session.place)
