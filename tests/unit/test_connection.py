@@ -362,3 +362,23 @@ def test_a_value_that_is_no_text_is_an_error_without_it(keyword):
         connection.connect({"host": "127.0.0.1", "port": "1", keyword: "zulu-s3cret\udce9"})
     assert "is not UTF-8" in str(refused.value)
     assert "zulu" not in str(refused.value)
+
+
+def test_places_that_were_of_no_use_are_tried_last(monkeypatch):
+    """A stale primary takes LISTEN, but nothing is sent there."""
+    tried = []
+
+    class Refused(connection.Connection):
+        @classmethod
+        def opening(cls, parameters):
+            tried.append(parameters["host"])
+            yield from ()
+            raise psycopg2.OperationalError("refused")
+
+    parameters = {"host": "/a,/b,/c", "port": "5432"}
+    places = {one["host"]: connection.place(one) for one in connection.attempts(parameters)}
+    for last, order in (((), "abc"), (("/a",), "bca"), (("/b", "/a"), "cba"), (("/a", "/b", "/c"), "abc")):
+        del tried[:]
+        with pytest.raises(psycopg2.OperationalError):
+            connection.connect(parameters, Refused, [places[host] for host in last])
+        assert tried == ["/" + letter for letter in order]

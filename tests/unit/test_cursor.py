@@ -503,3 +503,76 @@ def test_forwarding_works_both_ways():
     connection.notifies = ["x"]
     assert feed.notifies == ["x"]
     feed.close()
+
+
+# Gaps
+
+
+FACTS = "of a session"
+
+
+@pytest.fixture
+def orders():
+    feed = Feed()
+    feed.channels = frozenset(["imbus", "orders"])
+    yield feed
+    feed.close()
+
+
+def told_of_gaps(feed):
+    """Return how often ``poll`` raises until nothing is pending."""
+    raised = 0
+    for _ in range(5):
+        try:
+            feed.poll()
+        except psycopg2.OperationalError as error:
+            assert "may be lost" in str(error)
+            raised += 1
+    return raised
+
+
+def test_a_listener_on_another_channel_is_told_once_after_each_gap(orders):
+    orders.tell(FACTS, {"imbus": 1, "orders": 2})
+    orders.rely(True)
+    assert told_of_gaps(orders) == 0
+    for number in (3, 5):
+        orders.tell(None, {})
+        # Only once LISTEN is in force again: from then on a new query misses nothing.
+        assert told_of_gaps(orders) == 0
+        orders.tell(FACTS, {"imbus": number, "orders": number + 1})
+        orders.tell(FACTS, {"imbus": number, "orders": number + 1})
+        assert told_of_gaps(orders) == 1
+
+
+def test_a_listen_that_came_into_force_late_is_a_gap(orders):
+    orders.rely(False)
+    orders.tell(FACTS, {"imbus": 1})
+    assert told_of_gaps(orders) == 0
+    orders.tell(FACTS, {"imbus": 1, "orders": 2})
+    assert told_of_gaps(orders) == 1
+
+
+def test_the_listeners_of_odoo_are_not_told(orders):
+    orders.channels = frozenset(["imbus", "cron_trigger"])
+    orders.tell(FACTS, {"imbus": 1, "cron_trigger": 2})
+    orders.rely(False)
+    orders.tell(None, {})
+    orders.tell(FACTS, {"imbus": 3, "cron_trigger": 4})
+    assert told_of_gaps(orders) == 0
+
+
+def test_unlisten_and_listen_is_no_gap(orders):
+    orders.tell(FACTS, {"imbus": 1, "orders": 2})
+    orders.rely(True)
+    orders.channels = frozenset(["imbus"])
+    orders.tell(FACTS, {"imbus": 1})
+    orders.channels = frozenset(["imbus", "orders"])
+    orders.tell(FACTS, {"imbus": 1, "orders": 3})
+    assert told_of_gaps(orders) == 0
+
+
+def test_what_was_dropped_is_a_gap_for_other_channels(orders):
+    assert not orders.put([Notify(1, "orders", "x")] * (FEED_SIZE + 1))
+    orders.poll()
+    with pytest.raises(psycopg2.OperationalError):
+        orders.poll()

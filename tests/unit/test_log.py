@@ -6,7 +6,19 @@ from types import SimpleNamespace
 import pytest
 
 from bus_alt_connection import log
-from bus_alt_connection.log import CONFIRMED, FAILED, LOST, MOVED, UNHEARD, Event, OutageLog, log_bug, rarely, redact
+from bus_alt_connection.log import (
+    CONFIRMED,
+    FAILED,
+    LOST,
+    MOVED,
+    UNHEARD,
+    Event,
+    Journal,
+    OutageLog,
+    log_bug,
+    rarely,
+    redact,
+)
 
 SESSION = SimpleNamespace(
     facts=SimpleNamespace(address="db-01:5432", backend_pid=42),
@@ -187,3 +199,29 @@ def test_what_happens_rarely_happens_once_a_minute_for_each(clock, logged):
 )
 def test_no_message_has_a_password_or_a_second_line(text, shown):
     assert redact(text, {"password": "s3cret", "host": "db-01"}) == shown
+
+
+# A journal
+
+
+def test_a_journal_writes_in_order_and_when_it_is_time(clock):
+    written = []
+    journal = Journal(written.append)
+    assert journal.due == float("inf")
+    journal(Event(LOST, SESSION, "cut", clock.now))
+    clock.now += 0.1
+    journal.add(lambda *args: written.append(args), "a", 1)
+    assert journal.due == 1000.0 + log.LOG_DELAY
+    journal.write(1000.0)
+    assert written == []
+    journal.write(1000.0 + log.LOG_DELAY)
+    assert [event.kind for event in written] == [LOST]
+    journal.write(float("inf"))
+    assert written[1:] == [("a", 1)] and journal.due == float("inf")
+
+
+def test_a_journal_that_nobody_writes_does_not_grow_without_limit(clock):
+    journal = Journal(None)
+    for number in range(2 * log.LONGEST_JOURNAL):
+        journal.add(print, number)
+    assert len(journal._entries) == log.LONGEST_JOURNAL

@@ -877,6 +877,119 @@ def test_another_user_is_refused_and_told_nothing(fake, process, client, bound, 
     assert not other.is_follower and fake.connects == 2
 
 
+@pytest.mark.parametrize("what", ["pid 0", "pid namespace", "user namespace", "unknown namespace"])
+def test_a_process_of_another_container_is_refused_on_both_sides(fake, process, client, bound, monkeypatch, what):
+    """With a shared network namespace, the same uid proves nothing."""
+    leader = process("imbus")
+    connected(leader.listener)
+    server = bound(EVENTED)
+    if what == "pid 0":
+        monkeypatch.setattr(sharing.struct, "unpack", lambda *_args: (0, os.geteuid(), os.getegid()))
+    else:
+        namespaces = sharing._namespaces
+
+        def of_another_container(pid="self"):
+            if pid != "self" and what == "unknown namespace":
+                raise FileNotFoundError
+            found = namespaces()
+            if pid != "self":
+                found[what == "user namespace"] += 1
+            return found
+
+        monkeypatch.setattr(sharing, "_namespaces", of_another_container)
+    stranger = client()
+    with contextlib.suppress(ConnectionError):
+        stranger.send(b'["imbus"]')
+    assert is_let_go(stranger)
+    assert leader.session.channels == {"imbus", HEARTBEAT_CHANNEL, leader.session.check_channel}
+    # Nor is a leader of another container followed, or told anything.
+    other = process("imbus")
+    connected(other.listener)
+    assert not other.is_follower
+    server.settimeout(5)
+    with server.accept()[0] as arrived:
+        arrived.settimeout(5)
+        assert arrived.recv(1 << 20) == b""
+
+
+def test_the_namespaces_are_part_of_the_name(monkeypatch):
+    names = {_named()}
+    for found in ([1, 2], [1, 3], [2, 2]):
+        monkeypatch.setattr(sharing, "_namespaces", lambda pid="self", found=found: found)
+        names.add(_named())
+    assert len(names) == 4
+
+
+def test_a_socket_is_not_closed_while_another_thread_sends(monkeypatch):
+    """Its number may belong to another file by the time of the system call."""
+    sending, done = threading.Event(), threading.Event()
+
+    class Socket:
+        closed = False
+
+        def send(self, _data):
+            sending.set()
+            done.wait(0.2)
+            assert not self.closed
+
+        def close(self):
+            self.closed = True
+
+    follower = sharing.Follower(Socket())
+    thread = threading.Thread(target=follower.beat, daemon=True)
+    thread.start()
+    assert sending.wait(5)
+    follower.close()
+    thread.join(5)
+    assert follower.socket.closed
+
+
+def test_a_leader_that_stands_still_is_left(fake, process, monkeypatch):
+    monkeypatch.setattr(sharing, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(sharing, "SILENCE", 0.5)
+    leader = process("imbus")
+    connected(leader.listener)
+    followers = [process("imbus") for _ in range(3)]
+    settled(leader, *followers)
+    # Heartbeats are enough to stay.
+    time.sleep(1.0)
+    assert all(one.is_follower for one in followers)
+    go_on = threading.Event()
+    send = sharing.Follower._send
+    monkeypatch.setattr(sharing.Follower, "_send", lambda *args: go_on.wait(20) and send(*args))
+    accept, stopped = sharing.Leader._accept, leader.sharing._leader
+
+    def accept_unless_stopped(self, *args):
+        if self is stopped:
+            go_on.wait(20)
+        return accept(self, *args)
+
+    monkeypatch.setattr(sharing.Leader, "_accept", accept_unless_stopped)
+    began = time.monotonic()
+    try:
+        assert "has been silent for" in followers[0].events.wait_for(LOST).reason
+        assert time.monotonic() - began < 2
+        go_on.set()
+        expect(lambda: all(one.in_force for one in followers))
+    finally:
+        go_on.set()
+
+
+def test_a_follower_that_did_not_run_itself_waits_for_another_heartbeat(fake, process):
+    leader = process("imbus")
+    connected(leader.listener)
+    follower = process("imbus")
+    settled(leader, follower)
+    session = follower.session
+    # As if it had been stopped for longer than a leader may be silent.
+    session._silent_at = time.monotonic() - 1
+    assert session.receive() == []
+    assert 0 < session.seconds_until_silent() <= sharing.HEARTBEAT + 0.5
+    session._silent_at = time.monotonic() - 1
+    with pytest.raises(psycopg2.OperationalError):
+        session.receive()
+
+
 def test_a_follower_that_does_not_read_is_let_go_and_keeps_nobody_waiting(fake, process, client):
     leader = process("imbus")
     connected(leader.listener)

@@ -493,3 +493,34 @@ def test_only_the_bus_is_polled(fake, events, listen, supervise, run):
     events.expect(FAILED)
     run(supervisor, 60)
     assert not fake.asked and supervisor.mode == POLLING
+
+
+def test_a_listener_that_works_is_a_problem_if_nothing_can_be_sent(fake, events, watched, run):
+    run(watched, 5)
+    assert (watched.mode, watched.status()["problem"]) == (LISTENING, None)
+    fake.away.add("pooler")
+    run(watched, 65)
+    assert watched.mode == LISTENING
+    assert "nothing can be sent" in watched.status()["problem"]
+    fake.away.clear()
+    run(watched, 5)
+    assert watched.status()["problem"] is None
+
+
+def test_an_overdue_check_is_a_problem(watched, run, monkeypatch):
+    run(watched, 5)
+    watched._last_check -= 60 + supervisor_module.CHECK_TIMEOUT + 1
+    assert "older than the check interval" in watched.status()["problem"]
+
+
+@pytest.mark.parametrize("pooled, leader_pid, needed", [(False, None, False), (True, None, True), (True, 7, False)])
+def test_behind_a_pooler_only_a_token_of_ones_own_is_proof(watched, pooled, leader_pid, needed):
+    """PgDog before 0.1.52 takes channels of the same name in two databases for one."""
+    session = watched.listener.session
+    session.facts = session.facts._replace(pooled=pooled)
+    session.leader_pid = leader_pid
+    session.heard_at = now = 1000.0
+    watched._span = 50.0
+    assert watched._needs_token(session, session.facts, now + 40) is needed
+    assert watched._needs_token(session, session.facts, now + 49.5)
+    assert watched._needs_token(session, session.facts._replace(started=5), now)
