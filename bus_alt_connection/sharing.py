@@ -56,6 +56,8 @@ GREETING_TIMEOUT = 0.9
 # Seconds between two messages of a leader, and without any until a follower leaves. The difference is
 # what a busy machine may take to run a thread.
 HEARTBEAT, SILENCE = 2.0, 4.5
+# Seconds more that a silent leader gets: this process may have been as late as the leader.
+LAST_MOMENT = 0.3
 # Seconds during which a process does not use a session of a leader again that never delivered a token, and
 # during which it does not follow a leader again that was silent.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
@@ -290,18 +292,19 @@ class FollowerSession(Session):
         return max(self._silent_at - time.monotonic(), 0.0)
 
     def _expect_another_heartbeat(self):
-        """Raise ``psycopg2.OperationalError`` unless this process itself did not run when it should have looked.
+        """Give a silent leader a moment, once; then raise ``psycopg2.OperationalError``.
 
-        Then the machine may be busy, or was suspended, and the leader gets the time for one more heartbeat.
+        If this process itself did not run when it should have looked, the machine may be busy, or was
+        suspended. Then the leader gets the time for one more heartbeat.
         """
         now = time.monotonic()
-        overslept = now - self._silent_at > 0.5
-        if not overslept or self._waits_longer:
+        if self._waits_longer:
             self.silent = True
             text = "%s, through which it listened, has been silent for %.1f s"
             raise psycopg2.OperationalError(text % (self._leader, SILENCE))
         self._waits_longer = True
-        self._silent_at = now + HEARTBEAT + 0.5
+        overslept = now - self._silent_at > 0.5
+        self._silent_at = now + (HEARTBEAT + 0.5 if overslept else LAST_MOMENT)
 
     def explaining(self, examining_sender, leaked):
         yield from ()

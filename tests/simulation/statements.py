@@ -121,8 +121,7 @@ def _catch_up(backend, _statement, values):
 
 def look_up(cluster, database, values):
     """Return the row that the addon's query on bus_bus returns for ``values``."""
-    query = catch_up_by_floor if "floor" in values else catch_up
-    return query(cluster, database, **values)
+    return catch_up(cluster, database, **values)
 
 
 def catch_up(cluster, database, since, known, overlap, rows, late):
@@ -133,15 +132,6 @@ def catch_up(cluster, database, since, known, overlap, rows, late):
     first = min([row.id for row in found] or [float("inf")])
     is_complete = sum(row.id < first for row in tail) >= late or len(tail) < rows
     return snapshot, cluster.started, is_complete, channels, beyond
-
-
-def catch_up_by_floor(cluster, database, since, known, overlap, floor):
-    """The same for the query of an earlier version."""
-    rows = cluster.rows(database)
-    snapshot = cluster.snapshot()
-    tail = [row for row in rows if row.id > floor]
-    channels, _found, beyond = _new_rows(tail, snapshot, since, known, overlap)
-    return snapshot, max([row.id for row in rows] or [0]), channels, beyond
 
 
 def _new_rows(tail, snapshot, since, known, overlap):
