@@ -101,6 +101,8 @@ class Backlog(object):
         self._reached = {}
         #: database -> monotonic seconds of its last look-up that succeeded, and seconds that it took
         self._asked = {}
+        #: database -> seconds that its last look-up took
+        self._took = {}
         self._pending = {}
         #: database -> whether its look-up under way is of the slow kind
         self._in_flight = {}
@@ -173,7 +175,7 @@ class Backlog(object):
         the database without it; and while a restore is under way, nothing is sent that would have to be looked up.
         But the mark of the database does not move.
         """
-        for known in (self._pending, self._marks, self._reached, self._asked):
+        for known in (self._pending, self._marks, self._reached, self._asked, self._took):
             known.pop(database, None)
         self._answered.discard(database)
         self._slow.discard(database)
@@ -307,7 +309,10 @@ class Backlog(object):
             self._may_fail, self._may_fail_at = FAILURES, now
         self._failures, self._answered_at = 0, now + seconds
         self._answered.add(database)
-        self._asked[database] = now, seconds
+        # A look-up that was under way when an outage ended says nothing of the next one: only the second slow one
+        # counts.
+        before, self._took[database] = self._took.get(database, QUICK_TIMEOUT), seconds
+        self._asked[database] = now, min(seconds, before)
         if seconds <= QUICK_TIMEOUT:
             self._slow.discard(database)
         else:

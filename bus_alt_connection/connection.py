@@ -158,7 +158,12 @@ class Connection(object):
             plain.sqlstate = error.pgcode
             raise plain from None
         except UnicodeError:
-            raise psycopg2.OperationalError("some option is not UTF-8") from None
+            # psycopg2 itself refuses a statement that the database's encoding can't have.
+            is_name = hasattr(self, "server_version")
+            text = "some name has characters that the database's encoding does not have"
+            plain = psycopg2.OperationalError(text if is_name else "some option is not UTF-8")
+            plain.sqlstate = "22P05" if is_name else None
+            raise plain from None
 
     def _waiting(self, timeout):
         deadline = time.monotonic() + timeout

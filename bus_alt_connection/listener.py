@@ -208,7 +208,9 @@ class Listener(object):
             session.settle()
         with self._change():
             self.deaf_since = None
-        self._report(log.CONFIRMED, session, None)
+        # The channels of other addons may change often.
+        if announced is None or log.rarely(("channels", self.database)):
+            self._report(log.CONFIRMED, session, ", ".join(sorted(confirmed)))
         return confirmed
 
     def _receive(self, session):
@@ -293,7 +295,7 @@ class Listener(object):
     def closed(self):
         """True once `close` was called, or no local feed is left. It stays so."""
         with self.changed:
-            if not any(feed.local for feed in self._feeds):
+            if not any(feed.local for feed in self._all_feeds()):
                 self._ended = True
             return self._ended
 
@@ -343,7 +345,10 @@ class Listener(object):
 
     def _all_feeds(self):
         with self.changed:
-            return list(self._feeds)
+            while True:
+                # A finalizer may run inside the iteration and remove a feed.
+                with contextlib.suppress(RuntimeError):
+                    return list(self._feeds)
 
     # For the supervisor. Any thread may call these. --------------------------------
 
@@ -488,7 +493,8 @@ class DirectSession(Session, connection.Connection):
         ``warn(text, *args)`` logs a warning, and must not block.
         """
         statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
-        statements += ["UNLISTEN %s" % quote(name) for name in sorted(self.channels - channels)]
+        unwanted = self.channels - channels
+        statements += ["UNLISTEN %s" % quote(name) for name in sorted(unwanted)]
         # Other threads must not take a channel for in force that is about to go.
         self.channels &= channels
         try:
@@ -501,16 +507,20 @@ class DirectSession(Session, connection.Connection):
                 raise
             # A name that the server refuses must not silence the other channels.
             for name in sorted(channels):
-                self._listen_if_possible(name, warn)
+                self._execute_if_possible("LISTEN", name, warn)
+            for name in sorted(unwanted):
+                self._execute_if_possible("UNLISTEN", name, lambda *_warned_before: None)
         self.channels = channels
 
-    def _listen_if_possible(self, name, warn):
+    def _execute_if_possible(self, statement, name, warn):
         try:
-            self.execute("LISTEN %s" % quote(name))
+            self.execute("%s %s" % (statement, quote(name)))
         except psycopg2.Error as error:
             if not _is_about_names(error):
                 raise
-            warn("PostgreSQL refuses to listen on channel %s, which stays silent: %s", ascii(name), error)
+            # Followers come and go, and each of them changes the channels.
+            if log.rarely(("refused", name)):
+                warn("PostgreSQL refuses to listen on channel %s, which stays silent: %s", ascii(name), error)
 
     def _execute(self, statement, warn):
         try:
@@ -520,7 +530,8 @@ class DirectSession(Session, connection.Connection):
                 raise
             # The queue of notifications may begin with a transaction whose status was removed. Fixed in PostgreSQL
             # 14.21, 15.16, 16.12, 17.8 and 18.2.
-            warn("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
+            if log.rarely("58P01"):
+                warn("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
             self.execute("SELECT pg_catalog.pg_notification_queue_usage()")
             self.execute(statement)
 
@@ -531,9 +542,14 @@ class DirectSession(Session, connection.Connection):
         """
         if self.facts.pooled:
             return
-        for name, source in self.execute(_READ_SETTINGS, (sorted(_SERVER_SETTINGS),)):
-            if source == "default" or name == "idle_session_timeout":
-                self.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, _SERVER_SETTINGS[name]))
+        try:
+            for name, source in self.execute(_READ_SETTINGS, (sorted(_SERVER_SETTINGS),)):
+                if source == "default" or name == "idle_session_timeout":
+                    self.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, _SERVER_SETTINGS[name]))
+        except psycopg2.Error as error:
+            # The role may lack the right, and the session works without them. If it is lost, LISTEN fails as well.
+            if not getattr(error, "sqlstate", None):
+                raise
         # pg_stat_activity shows the last statement of a session, which should be LISTEN.
         self.listen(self.channels, lambda *_warned_before: None)
 

@@ -39,8 +39,8 @@ UNHEARD = "unheard"
 #: ``session`` is given up for another one, without an outage
 MOVED = "moved"
 
-#: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a text, None for
-#: CONFIRMED; ``at``: monotonic seconds
+#: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a text, for CONFIRMED
+#: the channels; ``at``: monotonic seconds
 Event = collections.namedtuple("Event", "kind session reason at")
 
 
@@ -129,11 +129,10 @@ class OutageLog(object):
             outage = "; it took %.2f s and %d attempt(s)" % (event.at - self._began, self._attempts)
             again = " again" if self._listened_before else ""
         through = "at" if session.leader_pid is None else "through"
-        channels = ", ".join(sorted(session.confirmed))
         text = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s"
         facts, milliseconds = session.facts, session.round_trip * 1000
         _logger.info(
-            text, again, channels, through, facts.address, self._database, facts.backend_pid, milliseconds, outage
+            text, again, event.reason, through, facts.address, self._database, facts.backend_pid, milliseconds, outage
         )
         self._began = None
         self._reasons_logged = set()

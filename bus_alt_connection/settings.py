@@ -25,7 +25,7 @@ import re
 import psycopg2
 from psycopg2 import extensions
 
-from .log import SECRETS
+from .log import SECRETS, redact
 
 # Of the options that are no keyword of libpq. Seconds within which a listener that no longer
 # hears itself is found out, and between two looks into bus_bus while nobody listens; and
@@ -137,7 +137,8 @@ def address(parameters):
         return "service %s" % parameters["service"]
     hosts = str(place or "local socket").split(",")
     ports = str(parameters.get("port") or "5432").split(",")
-    return ",".join("%s:%s" % (host, ports[index % len(ports)] or "5432") for index, host in enumerate(hosts))
+    # Odoo's own db_host may be a URI by mistake.
+    return redact(",".join("%s:%s" % (host, ports[index % len(ports)] or "5432") for index, host in enumerate(hosts)))
 
 
 def _collect(environ, options, settings):

@@ -109,8 +109,12 @@ class Sharing(object):
 
         It may make this process a leader, of ``listener``.
         """
-        self._learn_from(self._last, time.monotonic())
-        self._last = None
+        last, self._last = self._last, None
+        self._learn_from(last, time.monotonic())
+        if last is not None and last.fault is not None and last.fault[0] == MOVED:
+            # The followers find the better leader by themselves. If it loses its connection just now, this process
+            # waits for it up to a minute, and would not tell them.
+            self.close()
         self._last = self._join_leader(listener) or self._direct(self._unproven)
         return self._last
 

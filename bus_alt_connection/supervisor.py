@@ -47,6 +47,8 @@ SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
 GRACE = 2.0
 # Seconds until what could not be done through the pooler is tried again; where it doubles, at most.
 RETRY, LONGEST_RETRY = 2.0, 60.0
+# Seconds between two look-ups of what a full feed had no room for.
+DROPPED_INTERVAL = 5.0
 # Seconds. While look-ups are under way, a change of the listener is noticed so much later at most.
 SLICE = 0.5
 # Seconds between two lines of the log on databases that stay pending: the first doubles up to the second.
@@ -91,7 +93,7 @@ class Supervisor(object):
         self._better = better
         self._began = time.monotonic()
         self._in_force = None, {}
-        self._dropped = 0
+        self._dropped, self._dropped_due = 0, 0.0
         self._cron_due = self._check_due = NEVER
         #: seconds to wait if the databases can't be listed; None: the role may not list them
         self._list_delay = RETRY
@@ -186,10 +188,13 @@ class Supervisor(object):
         # Not at the first start: cron would begin at once instead of after a minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
-        if self._dropped != self.listener.dropped:
-            self._dropped = self.listener.dropped
+        if self._dropped == self.listener.dropped:
+            return NEVER
+        # What a look-up finds is dropped as well while the feed is full, so this must not happen at once again.
+        if now >= self._dropped_due:
+            self._dropped, self._dropped_due = self.listener.dropped, now + DROPPED_INTERVAL
             self._backlog.add_pending(self._with_bus(), now)
-        return NEVER
+        return self._dropped_due
 
     def _look_up(self, now):
         """Start the look-ups that are due."""
@@ -253,7 +258,7 @@ class Supervisor(object):
             attempt = self._finish(self._sending_token(session, proven, now))
         except (psycopg2.Error, OSError) as error:
             self._sender_works = False
-            if log.rarely(("sending", self.listener.database)):
+            if not self.listener.closed and log.rarely(("sending", self.listener.database)):
                 text = "can't tell whether the listener of database %s hears: sending fails: %s"
                 text += "; trying again, the listener is left as it is"
                 _logger.warning(text, self.listener.database, error)

@@ -42,7 +42,7 @@ def told(clock, caplog, monkeypatch):
     monkeypatch.setattr(log, "_last", {})
     outage_log = OutageLog("postgres")
 
-    def tell(kind, session=None, reason=None):
+    def tell(kind, session=None, reason="cron_trigger, imbus"):
         caplog.clear()
         outage_log(Event(kind, session, reason, clock.now))
         lines = [(record.levelname, record.getMessage()) for record in caplog.records]
