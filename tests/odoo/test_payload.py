@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from stack.builds import find_build
-from tests.support.addonlog import troubles, wait_until_confirmed
+from tests.support.addonlog import troubles, wait_for_record, wait_until_confirmed
 from tests.support.payloads import HOSTILE, READERS
 
 
@@ -67,6 +67,7 @@ def test_garbage_does_not_stop_the_bus(stack):
     client.wait_for("after much garbage")
     sender.close()
 
+    wait_for_record(stack, "dropped a notification", begin)
     log = stack.odoo.log_since(begin)
     assert not re.search("Traceback|ERROR|CRITICAL", log), log
     ((_pid, level, message),) = troubles(stack, begin)
