@@ -208,9 +208,7 @@ class Listener(object):
             session.settle()
         with self._change():
             self.deaf_since = None
-        # The channels of other addons may change often.
-        if announced is None or log.rarely(("channels", self.database)):
-            self._report(log.CONFIRMED, session, ", ".join(sorted(confirmed)))
+        self._report(log.CONFIRMED, session, ", ".join(sorted(confirmed)))
         return confirmed
 
     def _receive(self, session):

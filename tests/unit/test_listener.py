@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 from psycopg2 import extensions
 
-from bus_alt_connection import connection, log, tasks
+from bus_alt_connection import connection, tasks
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection.listener import (
     IMMEDIATE_RECONNECTS,
@@ -113,8 +113,7 @@ def test_what_is_confirmed_is_told_once(fake, events, listen):
     assert listener.deaf_since is not None
 
 
-def test_channels_that_are_confirmed_later_are_told_again(events, listen, monkeypatch):
-    monkeypatch.setattr(log, "_last", {})
+def test_channels_that_are_confirmed_later_are_told_again(events, listen):
     feed = FakeFeed("imbus")
     listener = listen(feed)
     connected(listener)
