@@ -33,7 +33,7 @@ PROBE_TIMEOUT = 1
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 if extensions.libpq_version() >= 120000:
     KEEPALIVES["tcp_user_timeout"] = 10000
-# The options that are to be mended, of a listener at the wrong place.
+# What to do about a listener that is connected to the wrong server.
 SET_THEM_TO = "set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to"
 
 # An unqualified name can mean an object that another user has put into schema public, if it matches the types of the

@@ -8,7 +8,7 @@ user, namespaces, connection parameters, database and version of this code, one 
 *leader*. The others, its *followers*, receive through it what they listen on.
 
 Leader and followers meet at a Unix socket in Linux's abstract namespace. Only one process can
-bind a name, and the name disappears with that process. So whoever binds it is the leader, and
+bind a name, and the name disappears with that process. So the process that binds it leads, and
 nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`: a process tries
 the better ones first, and goes on to the next one if a name leads to a leader that is of no use.
 

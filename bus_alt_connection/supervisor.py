@@ -1,15 +1,14 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Does the listener hear what is sent? If not: why, and what was missed?
+"""Find out whether the listener receives what is sent, why it does not, and what it missed.
 
-`Supervisor.round` is what it does, again and again: check, look up what is pending, and while
-it is deaf, poll. So a notification is late by no more than ``check_interval`` when a path
-dies without a word, and by ``poll_interval`` while there is none; it is never lost.
+`Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
+and writes the listener's log lines. So a notification is late by at most ``check_interval`` if a
+path dies silently, and by about ``poll_interval`` while nothing listens. None is lost.
 
-All of it goes the ordinary way, through the pooler, in a thread of its own (a greenlet
-under gevent): a pooler that hangs must not keep the listener from listening. Look-ups run
-side by side in that thread, as `tasks`, so that a database that hangs delays neither checks
-nor other databases.
+Everything here uses pooled connections, in a thread of its own (a greenlet under gevent): a pooler
+that hangs must not delay a push. Checks and look-ups run side by side in that thread, as `tasks`, so
+a database that hangs delays neither checks nor other databases.
 """
 
 import collections
@@ -74,11 +73,11 @@ _Seen = collections.namedtuple("_Seen", "moment at")
 class Supervisor(object):
     """Watch over ``listener`` until it is closed.
 
-    ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`;
-    ``databases``: the `catchup.Databases` that may hold a bus_bus; ``backlog``:
-    the `catchup.Backlog` of the process; ``options``: the `settings.Settings`;
-    ``better(session)``: whether to give it up for another that is to be had; ``configured``: names
-    of databases that Odoo is limited to, if any.
+    ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
+    ``databases`` are the `catchup.Databases` that may hold a bus_bus, ``backlog`` is the
+    `catchup.Backlog` of the process, and ``options`` are the `settings.Settings`.
+    ``better(session)`` returns whether a better session can be had, see `sharing.Sharing.better`.
+    ``configured`` are the databases that Odoo is limited to, if any.
     """
 
     def __init__(
