@@ -338,8 +338,12 @@ class Supervisor(object):
         return min(CHECK_TIMEOUT, self._check_interval() / 3 or CHECK_TIMEOUT)
 
     def _write_log(self, now):
-        """Write what the listener's thread has to say, last of all: a log handler may block."""
-        self.listener.journal.write(now)
+        """Write what the listener's thread has to say, last of all: a log handler may block.
+
+        During an outage, or while look-ups are under way, the lines wait for `log.LOG_DELAY`.
+        """
+        is_calm = self.listener.deaf_since is None and not self._tasks
+        self.listener.journal.write(NEVER if is_calm else now)
         return self.listener.journal.due
 
     def _poll(self, now):
