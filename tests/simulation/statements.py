@@ -102,10 +102,6 @@ def _settings(_backend, _statement, values):
     return [(name, "default") for name in _positional(values)[0]]
 
 
-def _highest_id(backend, _statement, _values):
-    return [(max([row.id for row in backend.cluster.rows(backend.database)] or [0]),)]
-
-
 def _namespace(backend, _statement, _values):
     return [("public" if backend.cluster.has_bus(backend.database) else None,)]
 
@@ -225,7 +221,6 @@ _STATEMENTS = [
     (_find(r"\bFROM\b.*\bpg_class\b"), _columns),
     (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
     (_find(r"\bFROM\b.*\bpg_settings\b"), _settings),
-    (_find(r"\bmax\W+id\b.*\bbus_bus\b"), _highest_id),
 ]
 
 _COLUMNS = [
