@@ -67,7 +67,10 @@ def only_our_job(stack):
 def trigger(stack, dbname=DATABASE):
     """Have the job run as soon as possible, the way that Odoo does."""
     stack.server.execute(
-        "INSERT INTO ir_cron_trigger (cron_id, call_at) VALUES (%s, now() AT TIME ZONE 'UTC')", (stack.job.id,), dbname
+        # Odoo keeps whole seconds, and leaves triggers that are later than the second in which the job began.
+        "INSERT INTO ir_cron_trigger (cron_id, call_at) VALUES (%s, date_trunc('second', now() AT TIME ZONE 'UTC'))",
+        (stack.job.id,),
+        dbname,
     )
     with contextlib.closing(stack.sender()) as sender:
         sender.notify(dbname, "cron_trigger")
