@@ -17,6 +17,8 @@ MINUTES ?=
 SEEDS ?= 1-
 # How many Odoos "test" and "matrix" run at a time.
 JOBS ?= 2
+# The seeds of "test", for about a minute.
+TEST_SEEDS := 1-30
 # Servers other than those of this machine, from Debian's packages: a major version of PostgreSQL (17, 18, 19), and the
 # suite that has the PgBouncer (trixie, sid). The programs read them from the environment.
 export POSTGRESQL ?=
@@ -38,17 +40,17 @@ BENCH_STAMP := $(BENCH)/stamp
 # Debian's packages that a target needs and, after "--later", those that it can begin without: who has neither root nor
 # sudo is told of all of them at once.
 PACKAGES = python3-venv
-demo test matrix odoo-tests soak bench screenshot up: PACKAGES += debian-archive-keyring postgresql pgbouncer
-test matrix: PACKAGES += iproute2
+demo test test-all matrix odoo-tests soak bench screenshot up: PACKAGES += debian-archive-keyring postgresql pgbouncer
+test-all: PACKAGES += iproute2
 matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
 fresh: PACKAGES += mmdebstrap
-test screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
+test-all screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
 
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)
 
-.PHONY: help packages demo unit simulate test matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,8 +66,16 @@ unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="...
 simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for MINUTES=1; ARGS="--seed N": the trace of a seed
 	@exec $(TOOLS_PYTHON) -m tests.simulation --seeds "$(SEEDS)" --minutes "$(or $(MINUTES),1)" $(ARGS)
 
-test: $(TOOLS_STAMP) ## run all tests, JOBS=2 at a time (ARGS="..." goes to pytest)
+test: $(TOOLS_STAMP) ## what each change has to pass: unit tests, a simulation, Odoo 19.0; ARGS="...": these tests instead
+ifeq ($(ARGS),)
+	@$(TOOLS_PYTHON) -m tests.simulation --seeds $(TEST_SEEDS) --minutes 10
+	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) -m "not rest"
+else
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
+endif
+
+test-all: $(TOOLS_STAMP) ## the rest: Odoo 14.0, browsers, other poolers, packages (ARGS="..." goes to pytest)
+	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) -m rest $(ARGS)
 
 matrix: $(TOOLS_STAMP) ## the main tests on all series, or on all source trees in TREES=/folder, JOBS=2 at a time
 	@exec $(TOOLS_PYTHON) -m tools.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)

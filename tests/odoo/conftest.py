@@ -1,9 +1,12 @@
 """Stacks with Odoo."""
 
 import contextlib
+import functools
 
 import pytest
 
+from stack.builds import find_build
+from stack.commands import reason
 from stack.stack import Stack
 from tests.support.variants import VARIANTS
 
@@ -11,7 +14,20 @@ from tests.support.variants import VARIANTS
 @pytest.fixture(scope="module")
 def variant(request):
     """Series and number of workers, one variant after the other."""
-    return VARIANTS[request.param]
+    series, workers = VARIANTS[request.param]
+    why_not = _why_not(series)
+    if why_not:
+        pytest.skip("no Odoo %s: %s" % (series, why_not))
+    return series, workers
+
+
+@functools.cache
+def _why_not(series):
+    """Return why a series can't be had, None if it can."""
+    try:
+        find_build(series)
+    except RuntimeError as error:
+        return reason(error)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ _MODULES = "mail"
 _ARRIVAL = 30
 _ABSENCE = 10
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

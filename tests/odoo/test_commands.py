@@ -10,7 +10,6 @@ from stack.stack import ADDON, Stack
 from tests.support.addonlog import troubles, wait_until_confirmed
 from tests.support.machine import Machine
 
-VARIANT = ("19.0", 2)
 SHELL_SCRIPT = """
 from odoo.addons.bus_alt_connection import patch
 print("rows of bus.bus: %d" % env["bus.bus"].search_count([]))
@@ -20,9 +19,12 @@ print("listeners: %d" % len(patch.supervisors()))
 TEST = "/bus:NotifyTests.test_postcommit"
 
 
+pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork")]
+
+
 @pytest.fixture(scope="module")
-def stack():
-    with Stack(*VARIANT, jobs=False, environment={"IMDISPATCHER_CHECK_INTERVAL": "3"}) as stack:
+def stack(variant):
+    with Stack(*variant, jobs=False, environment={"IMDISPATCHER_CHECK_INTERVAL": "3"}) as stack:
         yield stack
 
 
@@ -92,12 +94,6 @@ def test_a_shell_has_no_listener(server, run):
     assert "\nlisteners: 0\n" in output
     check_log(output)
     assert "listening on" not in output
-
-
-def test_a_server_that_stops_after_its_start_says_nothing_of_listeners(server, run):
-    code, output = run("--stop-after-init")
-    assert code == 0, output
-    check_log(output)
 
 
 def test_odoos_own_tests_hear_notifications(stack, server, run):

@@ -138,17 +138,8 @@ def test_jobs_triggered_in_an_outage_run_right_after_it(stack):
     wait_until(lambda: len(who_looked_for_jobs(stack, mark)) == threads, AT_ONCE, "all to look for jobs")
 
 
-@pytest.mark.matrix
-def test_jobs_run_at_once_however_often_the_backend_is_terminated(stack):
-    processes = stack.odoo.processes()
-    for _ in range(5):
-        stack.server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'odoo-listener-%'"
-        )
-        trigger_and_wait(stack)
-    assert stack.odoo.processes().cron == processes.cron
-
-
+@pytest.mark.rest
+@pytest.mark.variants("19.0-threaded", "19.0-prefork")
 def test_cron_is_recycled_at_its_maximum_age_and_goes_on_to_listen(stack):
     stack.odoo.kill()
     stack.odoo.conf["limit_time_worker_cron"] = 3

@@ -20,6 +20,8 @@ from tests.support.payloads import HOSTILE
 
 SERIES = "19.0"
 
+pytestmark = pytest.mark.rest
+
 
 @contextlib.contextmanager
 def _stack_with(addon, workers=0, environment=None, **conf):
@@ -28,17 +30,11 @@ def _stack_with(addon, workers=0, environment=None, **conf):
     with Stack(
         SERIES,
         workers,
+        jobs=False,
         environment=environment,
         load="%s,bus_alt_connection,%s" % (default_load(SERIES), addon),
         conf={"addons_path": ",".join(map(str, addons_path)), **conf},
     ) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def dispatcher_stack():
-    """A stack with the dispatcher of 20.0, which is told that Odoo's own database is the system database."""
-    with _stack_with("future_dispatcher", db_system=DATABASE) as stack:
         yield stack
 
 
@@ -56,60 +52,30 @@ def _notify(stack, *payloads):
                 cr.execute("SELECT pg_notify('imbus', %s)", (payload,))
 
 
-def test_the_dispatcher_of_20_0_listens_directly_on_the_system_database(dispatcher_stack):
-    stack = dispatcher_stack
-    assert stack.wait_for_listen("imbus") == _listening_backend(stack)
-    with contextlib.closing(stack.sender()) as sender:
+def test_the_dispatcher_of_20_0_hears_directly_what_is_sent_and_what_it_missed_and_no_garbage():
+    # It is told that Odoo's own database is the system database.
+    with _stack_with("future_dispatcher", db_system=DATABASE) as stack, contextlib.closing(stack.sender()) as sender:
+        stack.wait_for_listen("imbus")
+        lost = _listening_backend(stack)
         sender.insert("sent", "hello")
-    _notify(stack, json.dumps([[stack.database, "sent"]]))
-    stack.odoo.wait_for_log("on sent: hello")
-    # What its other threads ask is asked through the pooler.
-    asked = [one for one in traffic.statements(stack) if one.text.startswith("SELECT message FROM bus_bus")]
-    assert asked
-    assert all(one.pooled for one in asked)
-    assert not any(one.pooled for one in traffic.statements(stack) if one.listens)
+        pair = [[stack.database, "sent"], 5]
+        lists = [[[stack.database, ["probe"]]], [[stack.database, "sent", []]], [pair, [stack.database, "sent"]]]
+        _notify(stack, *HOSTILE.values(), *map(json.dumps, lists), json.dumps([[stack.database, "sent"]]))
+        stack.odoo.wait_for_log("on sent: hello")
+        stack.odoo.wait_for_log(re.escape("ignored the channel %s" % json.dumps(pair)))
+        # What its other threads ask is asked through the pooler.
+        asked = [one for one in traffic.statements(stack) if one.text.startswith("SELECT message FROM bus_bus")]
+        assert asked
+        assert all(one.pooled for one in asked)
+        assert not any(one.pooled for one in traffic.statements(stack) if one.listens)
 
-
-def test_what_the_dispatcher_of_20_0_missed_is_found_in_the_system_database(dispatcher_stack):
-    stack = dispatcher_stack
-    stack.wait_for_listen("imbus")
-    lost = _listening_backend(stack)
-    mark = stack.odoo.log_mark()
-    with contextlib.closing(stack.sender()) as sender:
+        mark = stack.odoo.log_mark()
         # Without a NOTIFY, as if that had come while nobody listened.
         sender.insert("missed", "hello again")
-    stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
-    stack.odoo.wait_for_log("on missed: hello again", mark)
-    stack.wait_for_listen("imbus")
-    assert _listening_backend(stack) != lost
-    assert " failed\n" not in stack.odoo.log()
-
-
-def test_no_notification_makes_the_dispatcher_of_20_0_pause(dispatcher_stack):
-    stack = dispatcher_stack
-    stack.wait_for_listen("imbus")
-    _listening_backend(stack)
-    mark = stack.odoo.log_mark()
-    with contextlib.closing(stack.sender()) as sender:
-        sender.insert("sent", "after the garbage")
-    lists = [[[stack.database, ["probe"]]], [[stack.database, "sent", []]], [[stack.database, "sent"], ["x", [["y"]]]]]
-    _notify(stack, *HOSTILE.values(), *map(json.dumps, lists), json.dumps([[stack.database, "sent"]]))
-    stack.odoo.wait_for_log("on sent: .*after the garbage", mark)
-    assert " failed\n" not in stack.odoo.log()
-
-
-def test_the_dispatcher_of_20_0_gets_pairs_of_a_channel_and_a_number(dispatcher_stack):
-    stack = dispatcher_stack
-    stack.wait_for_listen("imbus")
-    _listening_backend(stack)
-    mark = stack.odoo.log_mark()
-    with contextlib.closing(stack.sender()) as sender:
-        sender.insert("sent", "with a pair")
-    pair = [[stack.database, "sent"], 5]
-    _notify(stack, json.dumps([pair, [stack.database, "sent"]]))
-    stack.odoo.wait_for_log(re.escape("ignored the channel %s" % json.dumps(pair)), mark)
-    stack.odoo.wait_for_log("on sent: .*with a pair", mark)
-    assert " failed\n" not in stack.odoo.log()
+        stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
+        stack.odoo.wait_for_log("on missed: hello again", mark)
+        assert stack.wait_for_listen("imbus") != lost
+        assert " failed\n" not in stack.odoo.log()
 
 
 def test_gevent_processes_at_one_port_share_a_connection():
@@ -159,27 +125,3 @@ def _only_connection(stack):
 def _health(stack):
     says = stack.odoo.health(10)
     return says["status"], says["mode"]
-
-
-def test_a_worker_that_wants_more_of_its_cursor_gets_it_and_is_a_listener_like_any_other():
-    with _stack_with("future_cron", workers=2) as stack:
-        stack.odoo.wait_for_log(r"a cron worker is served by a server of version \d+", deadline=60)
-        # By the timer it would look for jobs once a minute. The first time may be when it starts.
-        for _ in range(2):
-            lost, log_mark = stack.wait_for_listen("cron_trigger"), stack.odoo.log_mark()
-            mark = stack.server.log_mark()
-            _trigger(stack)
-            wait_until(lambda: _looks_for_jobs(stack, mark), 30, "the worker to look for jobs", 0.1)  # noqa: B023
-            stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
-            addonlog.wait_for_record(stack, "listening again on cron_trigger", log_mark)
-        assert [one.level for one in addonlog.troubles(stack)] == ["WARNING"] * 2  # of the two losses
-
-
-def _trigger(stack):
-    with contextlib.closing(stack.sender()) as sender:
-        sender.notify(stack.database, "cron_trigger")
-
-
-def _looks_for_jobs(stack, mark):
-    # In the second line of a statement.
-    return re.search(r"^\s+FROM ir_cron$", stack.server.log_since(mark), re.MULTILINE)

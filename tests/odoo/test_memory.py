@@ -12,7 +12,7 @@ from tests.support.machine import Machine
 #: megabytes
 ALLOWANCE = 16
 
-pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
+pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork")]
 
 
 def address_space(pid):

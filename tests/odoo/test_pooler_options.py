@@ -1,30 +1,21 @@
-"""Options of PgBouncer that operators set: with each of them messages arrive, and the log has no complaint."""
+"""Options of PgBouncer that operators set: with all of them messages arrive, and the log has no complaint."""
 
 import contextlib
 import re
-import shutil
 import time
 
-import psycopg2
 import pytest
-from psycopg2.extras import wait_select
 
-from stack.pgbouncer import ADMIN, ADMIN_PASSWORD
-from stack.postgres import SUPERUSER, SUPERUSER_PASSWORD
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.support.addonlog import records, wait_for_record, wait_until_confirmed
-from tests.support.certificates import make_authority, make_certificate
-from tests.support.flow import flowing
+from tests.support.addonlog import records, wait_until_confirmed
 from tests.support.outage import LOST, direct_way_closed
 
 #: seconds until what is tried again and again is there: generous, for a busy machine
 SOON = 15
-#: for the line of a database: one client has all of its pool
-POOL_OF_ONE = "pool_size=1 reserve_pool=0"
 
 # Under gevent the addon's waiting for the pooler is another than in threads.
-pytestmark = pytest.mark.variants("19.0-prefork")
+pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork")]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +30,13 @@ def stack(variant):
             yield stack
 
 
-def pooler_with(stack, settings=None, **databases):
-    """Start the pooler again, with these options of ``[pgbouncer]`` and of databases, and no others; return it."""
-    stack.pooler.settings, stack.pooler.databases = settings or {}, databases
+def pooler_with(stack, settings, **databases):
+    """Start the pooler again, with these options of ``[pgbouncer]`` and of databases; return it."""
+    stack.pooler.settings, stack.pooler.databases = settings, databases
     stack.pooler.restart()
     # A check that has failed meanwhile is nobody's fault.
     wait_for_check(stack)
     return stack.pooler
-
-
-def version(pooler):
-    """Return that of PgBouncer, as a tuple of numbers."""
-    return tuple(map(int, re.findall(r"\d+", pooler.show("version")[0]["version"])))
 
 
 def wait_for_check(stack):
@@ -70,9 +56,19 @@ def hold(pooler, database):
     return connection
 
 
-def assert_that_all_is_well(stack):
-    """What is sent is pushed and, after an outage, caught up with, each once; the log has the outage, and no more."""
-    mark = stack.odoo.log_mark()
+def said(stack, since):
+    """Return level and beginning of what the addon has said."""
+    return [(one.level, re.match(LOST + "|listening again|.*", one.message)[0]) for one in records(stack, since)]
+
+
+def test_short_lives_and_small_pools_are_no_trouble(stack):
+    options = {"client_idle_timeout": 0.5, "server_lifetime": 0.5, "ignore_startup_parameters": ""}
+    version = tuple(map(int, re.findall(r"\d+", stack.pooler.show("version")[0]["version"])))
+    if version >= (1, 21):
+        options["max_prepared_statements"] = 100
+    # One server connection for all that is sent.
+    pooler = pooler_with(stack, options, postgres="pool_size=1 reserve_pool=0")
+    mark, pooler_mark = stack.odoo.log_mark(), pooler.log_mark()
     with stack.client(["well"]) as client:
         stack.send("well", "pushed")
         client.wait_for("pushed")
@@ -80,103 +76,15 @@ def assert_that_all_is_well(stack):
             stack.send("well", "missed")
         client.wait_for("missed", SOON)
         wait_until_confirmed(stack, mark)
-        stack.send("well", "pushed again")
-        client.wait_for("pushed again")
         wait_for_check(stack)
-        assert client.messages == ["pushed", "missed", "pushed again"]
+        assert client.messages == ["pushed", "missed"]
+    pooler.wait_for_log("client_idle_timeout", pooler_mark)
+    pooler.wait_for_log("server lifetime over", pooler_mark)
     assert said(stack, mark) == [("WARNING", LOST), ("INFO", "listening again")]
 
 
-def said(stack, since):
-    """Return level and beginning of what the addon has said."""
-    return [(one.level, re.match(LOST + "|listening again|.*", one.message)[0]) for one in records(stack, since)]
-
-
-def test_a_limit_for_idle_clients(stack):
-    pooler = pooler_with(stack, {"client_idle_timeout": 0.5})
-    mark = pooler.log_mark()
-    assert_that_all_is_well(stack)
-    pooler.wait_for_log("client_idle_timeout", mark)
-
-
-def test_server_connections_that_do_not_live_long(stack):
-    pooler = pooler_with(stack, {"server_lifetime": 0.5})
-    mark = pooler.log_mark()
-    assert_that_all_is_well(stack)
-    pooler.wait_for_log("server lifetime over", mark)
-
-
-def test_prepared_statements_of_clients(stack):
-    if version(stack.pooler) < (1, 21):
-        pytest.skip("this PgBouncer has no max_prepared_statements")
-    pooler_with(stack, {"max_prepared_statements": 100})
-    assert_that_all_is_well(stack)
-
-
-def test_no_startup_parameter_to_ignore(stack):
-    pooler = pooler_with(stack, {"ignore_startup_parameters": ""})
-    with pytest.raises(psycopg2.OperationalError, match="unsupported startup parameter"):
-        pooler.connect(options="-c geqo=off")
-    assert_that_all_is_well(stack)
-
-
-def test_passwords_that_the_pooler_asks_the_server_for(stack):
-    users = stack.pooler.folder / "users-of-its-own"
-    users.write_text('"%s" "%s"\n"%s" "%s"\n' % (SUPERUSER, SUPERUSER_PASSWORD, ADMIN, ADMIN_PASSWORD))
-    users.chmod(0o644)
-    mark = stack.server.log_mark()
-    pooler_with(stack, {"auth_file": users, "auth_user": SUPERUSER})
-    assert_that_all_is_well(stack)
-    assert re.search("FROM pg_(shadow|authid) WHERE", stack.server.log_since(mark))
-
-
-def test_nobody_without_tls(stack, tmp_path):
-    certificate, key = make_certificate(stack.pooler.folder, make_authority(tmp_path, "ours"), "localhost")
-    if stack.pooler.run_as:
-        shutil.chown(key, stack.pooler.run_as)
-    pooler = pooler_with(
-        stack, {"client_tls_sslmode": "require", "client_tls_cert_file": certificate, "client_tls_key_file": key}
-    )
-    with pytest.raises(psycopg2.OperationalError, match="SSL required"):
-        pooler.connect(sslmode="disable")
-    assert_that_all_is_well(stack)
-
-
-def test_one_connection_for_all_that_is_sent(stack):
-    pooler = pooler_with(stack, postgres=POOL_OF_ONE)
-    with stack.client(["flow"]) as client, flowing(stack, client, "flow"):
-        assert_that_all_is_well(stack)
-    assert max(row["sv_active"] + row["sv_idle"] for row in pooler.show("pools") if row["database"] == "postgres") == 1
-
-
-def test_a_notice_that_one_waits(stack):
-    if version(stack.pooler) < (1, 25):
-        pytest.skip("this PgBouncer has no query_wait_notify")
-    pooler = pooler_with(stack, {"query_wait_notify": 1}, postgres=POOL_OF_ONE)
-    with contextlib.closing(pooler.connect(async_=1)) as first, contextlib.closing(hold(pooler, "postgres")):
-        wait_select(first)
-        cursor = first.cursor()
-        cursor.execute("SELECT 1")
-        wait_until(lambda: first.poll() and first.notices, SOON, "a notice", 0.05)
-    wait_for_check(stack)
-    mark = stack.odoo.log_mark()
-    with contextlib.closing(hold(pooler, "postgres")):
-        # Only the first in the queue is told, after two seconds.
-        stack.proxy.cut()
-        wait_for_record(stack, LOST, mark)
-        wait_until(lambda: longest_wait(pooler, "postgres") > 1, SOON, "the check to be told", 0.05)
-    wait_until_confirmed(stack, mark)
-    assert said(stack, mark) == [("WARNING", LOST), ("INFO", "listening again")]
-
-
-def longest_wait(pooler, database):
-    """Return how many whole seconds the first in the queue has waited for a server connection."""
-    return max(row["maxwait"] for row in pooler.show("pools") if row["database"] == database)
-
-
-def test_no_server_connection_in_time_to_send(stack):
-    """A check that can't be sent says nothing about the listener."""
-    pooler = pooler_with(stack, {"query_wait_timeout": 1}, postgres=POOL_OF_ONE)
+def test_a_check_that_gets_no_server_connection_in_time_says_nothing_about_the_listener(stack):
+    pooler = pooler_with(stack, {"query_wait_timeout": 1}, postgres="pool_size=1 reserve_pool=0")
     mark, pooler_mark, backend = stack.odoo.log_mark(), pooler.log_mark(), stack.wait_for_listen()
     with stack.client(["held"]) as client:
         with contextlib.closing(hold(pooler, "postgres")):
@@ -192,8 +100,7 @@ def test_no_server_connection_in_time_to_send(stack):
     assert stack.wait_for_listen() == backend
 
 
-def test_no_server_connection_in_time_to_look_for_what_was_missed(stack):
-    """It is looked for until it can be."""
+def test_what_was_missed_is_looked_for_until_there_is_a_server_connection(stack):
     with stack.client(["held"]) as client:
         pooler = pooler_with(stack, {"query_wait_timeout": 1, "default_pool_size": 1, "reserve_pool_size": 0})
         mark, pooler_mark = stack.odoo.log_mark(), pooler.log_mark()

@@ -10,6 +10,8 @@ from stack.waiting import wait_until
 from tests.support.addonlog import troubles, wait_for_record, wait_until_confirmed
 from tests.support.realpoolers import skip_without
 
+pytestmark = pytest.mark.rest
+
 #: seconds until what was missed, or looked for every second, is there
 SOON = 10
 

@@ -9,34 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from stack.builds import find_build, run_python
-from stack.odoo import Odoo, default_load, series_number
+from stack.builds import find_build
+from stack.odoo import default_load, series_number
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
 from tests.support import addonlog, traffic
+from tests.support.actions import ScheduledAction
 from tests.support.machine import Machine
 
 # An addon that knows nothing of ours: see there for what it does.
 OTHER = "other_listeners"
 OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
-
-MESSAGES = list(range(20))
-
-# At a check they see who else listens.
-SETTLING_SOON = {"IMDISPATCHER_CHECK_INTERVAL": "3"}
-
-WAYS = [
-    "literal",
-    "in_lower_case",
-    "put_together",
-    "formatted",
-    "formatted_in_quotes",
-    "with_parameters",
-    "composed",
-    "with_tools_sql",
-    "by_registry",
-    "in_a_nested_function",
-]
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +30,28 @@ def stack(variant):
     with Stack(
         series,
         workers,
+        jobs=False,
         load="%s,bus_alt_connection,%s" % (default_load(series), OTHER),
         conf={"addons_path": ",".join(map(str, addons_path)), "max_cron_threads": 2},
-        environment=SETTLING_SOON,
+        # At a check they see who else listens.
+        environment={"IMDISPATCHER_CHECK_INTERVAL": "3"},
     ) as stack:
         yield stack
 
 
-def test_without_the_addon_no_notification_arrives(new_stack):
-    stack = new_stack(addon=None)
-    with stack.client() as client:
-        _send_all(stack)
-        with pytest.raises(TimeoutError):
-            _receive(stack, client, "the last", deadline=3)
-        assert client.messages == []
-    said = traffic.statements(stack)
-    assert any(one.listens for one in said)
-    assert all(one.pooled for one in said)
-
-
 @pytest.mark.matrix
-def test_with_the_addon_all_notifications_arrive_in_order_and_each_once(stack):
+def test_what_odoo_sends_through_the_pooler_arrives_in_order_and_each_once(stack):
+    messages = list(range(20))
+    mark = stack.server.log_mark()
     with stack.client() as client:
         _warm_up(stack, client)
-        _send_all(stack)
+        for message in [*messages, "the last"]:
+            _ask(stack, "send", channel="tests", message=message)
         _receive(stack, client, "the last")
-        assert client.messages == ["the first", *MESSAGES, "the last"]
+        assert client.messages == ["the first", *map(str, messages), "the last"]
+    said = [one for one in traffic.statements(stack, mark) if "imbus" in one.text and not one.listens]
+    assert len(said) > len(messages)
+    assert all(one.pooled for one in said)
 
 
 @pytest.mark.matrix
@@ -90,44 +69,31 @@ def test_nobody_is_direct_but_one_of_the_listeners(stack):
 
 
 @pytest.mark.matrix
-def test_odoos_own_notify_takes_the_pooler(stack):
-    with stack.client(["own"]) as client:
-        mark = stack.server.log_mark()
-        _ask(stack, "send", channel="own", message="hello")
-        said = [one for one in traffic.statements(stack, mark) if "imbus" in one.text and "own" in one.text]
-        assert len(said) == 1
-        assert said[0].pooled
-        _receive(stack, client, "hello", channel="own")
+@pytest.mark.variants(since=15)  # up to 14.0 nothing can be triggered
+def test_a_triggered_action_runs_at_once_and_on_the_pooler(stack):
+    action = ScheduledAction(stack)
+    mark = stack.server.log_mark()
+    action.trigger()
+    # Without a notification Odoo looks for work once a minute.
+    wait_until(action.has_run, 10, "the action to run", tail=stack.odoo.log_tail)
+    said = traffic.statements(stack, mark)
+    assert [one.pooled for one in said if action.token in one.text] == [True]
+    # What Odoo does for a job it does on the pooler too: to find, lock and mark it, and to trigger it.
+    work = [one for one in said if "ir_cron" in one.text]
+    triggers = [one for one in said if re.search("(?i)notify.*cron_trigger", one.text)]
+    assert work and triggers
+    assert all(one.pooled for one in work + triggers)
 
 
 @pytest.mark.matrix
-def test_the_log_has_one_line_per_start_of_odoo(stack):
-    line = "listeners go to %s:%s, all other cursors to %s:%s" % (
-        stack.server.host,
-        stack.server.port,
-        stack.pooler.host,
-        stack.pooler.port,
-    )
-    found = [one for one in addonlog.records(stack) if "listeners go to" in one.message]
-    assert sorted(one.pid for one in found) == _starts(stack)
-    # What is no record of the log, a remark of Odoo's on stderr, seems part of the one before.
-    assert {(one.level, one.message.splitlines()[0].rstrip()) for one in found} == {("INFO", line)}
-
-
-@pytest.mark.matrix
-def test_the_log_tells_who_listens_where(stack):
+def test_the_log_tells_where_listeners_go_and_where_they_listen(stack):
     with stack.client():
         leader = Machine(stack).settle()
         (row,) = stack.direct_connections()
         place = "%s:%s" % (stack.server.host, stack.server.port)
+        through = "through process %d at" % leader
         expected = {
-            (
-                pid,
-                ", ".join(sorted(channels)),
-                "at" if pid == leader else "through process %d at" % leader,
-                place,
-                row.pid,
-            )
+            (pid, ", ".join(sorted(channels)), "at" if pid == leader else through, place, row.pid)
             for pid, channels in _channels_by_process(stack).items()
         }
 
@@ -140,42 +106,41 @@ def test_the_log_tells_who_listens_where(stack):
             return {(pid, *match.groups()[:3], int(match[4])) for pid, match in found if match}
 
         wait_until(lambda: expected <= told(), 10, "%s in the log" % expected, tail=stack.odoo.log_tail)
+    line = "listeners go to %s, all other cursors to %s:%s" % (place, stack.pooler.host, stack.pooler.port)
+    starts = [one.pid for one in addonlog.records(stack) if one.message.startswith(line)]
+    processes = stack.odoo.processes()
+    # All others are forks of the first.
+    assert sorted(starts) == sorted([processes.main] + ([processes.gevent] if processes.gevent else []))
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("way", WAYS)
-def test_the_listener_of_another_addon_is_direct_and_hears(stack, way):
-    if way == "with_tools_sql" and series_number(stack.series) < 17:
-        pytest.skip("Odoo has it since 17.0")
-    database = stack.database if way == "by_registry" else "postgres"
-    with _other_listener(stack, way, database) as backend:
-        assert backend in _direct_backends(stack)
-        for message in ("one", "two"):
-            _notify(stack, database, way, message)
-        stack.odoo.wait_for_log("%s received two" % way)
-        assert re.findall("%s received (.*?) *$" % way, stack.odoo.log(), re.MULTILINE) == ["one", "two"]
+def test_the_listener_of_another_addon_is_direct_and_hears(stack):
+    ways = {"formatted": "postgres", "composed": "postgres", "by_registry": stack.database}
+    if series_number(stack.series) >= 17:
+        ways["with_tools_sql"] = "postgres"
+    for way, database in ways.items():
+        with _other_listener(stack, way, database) as backend:
+            assert backend in _direct_backends(stack)
+            for message in ("one", "two"):
+                _notify(stack, database, way, message)
+            stack.odoo.wait_for_log("%s received two" % way)
+            assert re.findall("%s received (.*?) *$" % way, stack.odoo.log(), re.MULTILINE) == ["one", "two"]
 
 
 @pytest.mark.matrix
-def test_who_wants_more_of_its_cursor_gets_it_of_an_ordinary_one(stack):
+def test_the_listener_of_another_addon_is_told_of_a_loss_by_psycopg2s_error(stack):
     mark = stack.odoo.log_mark()
     with _other_listener(stack, "wanting_more", "postgres"):
-        # Ours has no such thing.
+        # Our feed has no such thing: it is that of an ordinary connection.
         stack.odoo.wait_for_log("wanting_more encodes in UTF8", mark)
-        lost = stack.wait_for_listen("wanting_more")
-        assert lost in _direct_backends(stack)
         again = stack.odoo.log_mark()
-        stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
-        # It is told, and begins anew.
+        stack.server.execute("SELECT pg_terminate_backend(%s)", (stack.wait_for_listen("wanting_more"),))
+        # It begins anew.
         stack.odoo.wait_for_log("wanting_more ended with OperationalError", again)
         stack.odoo.wait_for_log("wanting_more encodes in UTF8", again)
         addonlog.wait_for_record(stack, "lost the listener", again)
         _notify(stack, "postgres", "wanting_more", "one")
         stack.odoo.wait_for_log("wanting_more received one", mark)
-    # Of each that has listened by way of that connection.
-    found = addonlog.troubles(stack, mark)
-    assert {one.level for one in found} == {"WARNING"}
-    assert len(found) == len({one.pid for one in found})
 
 
 @pytest.mark.matrix
@@ -209,41 +174,6 @@ def test_a_listener_that_is_handed_its_cursor_hears_and_writes(stack):
 
 
 @pytest.mark.matrix
-def test_a_cursor_that_was_not_closed_names_the_function_that_opened_it(stack):
-    mark = stack.odoo.log_mark()
-    _ask(stack, "listen", way="forget", database=stack.database)
-
-    def told():
-        return re.findall(r"Cursor was created at \S*?(\w+\.py):\d+", stack.odoo.log_since(mark))
-
-    wait_until(lambda: len(told()) >= 2, 10, "both cursors to be complained of", tail=stack.odoo.log_tail)
-    assert told() == ["ways.py", "ways.py"]
-
-
-@pytest.mark.matrix
-@pytest.mark.variants(spare=["14.0-threaded", "19.0-threaded", "19.0-prefork"])
-def test_scheduled_actions_run_by_the_timer_where_nothing_triggers_them(stack):
-    if series_number(stack.series) >= 15:
-        pytest.skip("from 15.0 on they are triggered, see test_cron")
-
-    def results():
-        return [one for one in traffic.statements(stack) if re.match("UPDATE ir_cron SET nextcall", one.text)]
-
-    # Of a new database some are due at once, and every minute or so it looks for them.
-    wait_until(results, 90, "the results of a scheduled action", 0.5, stack.odoo.log_tail)
-    assert all(one.pooled for one in results())
-
-
-@pytest.mark.matrix
-def test_the_log_complains_of_nothing_but_what_the_tests_did(stack):
-    lost = re.compile(
-        "lost the listener of database postgres: (FATAL:  terminating connection due to administrator command "
-        r"|process \d+, through which it listened, has lost its connection )"
-    )
-    assert [one.message for one in addonlog.troubles(stack) if not lost.match(one.message)] == []
-
-
-@pytest.mark.matrix
 def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     # By the log of all that the tests above have set off.
     said = traffic.statements(stack)
@@ -256,85 +186,19 @@ def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     assert [one for one in other if not re.match(own, one.text)] == []
 
 
-def test_odoo_serves_and_is_told_what_to_set_if_nothing_is_configured(new_stack):
-    stack = new_stack(direct=False, environment={"IMDISPATCHER_POLL_INTERVAL": "0.5"})
-    with stack.client(listening=False) as client:
-        stack.send("tests", "hello")
-        # By polling, since a LISTEN would be deaf.
-        client.wait_for("hello", 20)
-    found = [one for one in addonlog.records(stack) if one.level == "WARNING" and "is set" in one.message]
-    assert sorted(one.pid for one in found) == _starts(stack)
-    for one in found:
-        assert {"IMDISPATCHER_DB_HOST", "IMDISPATCHER_DB_PORT"} <= set(re.findall(r"\w+", one.message))
-
-
-def test_odoo_conf_alone_will_do(new_stack, monkeypatch):
-    monkeypatch.setattr("stack.stack.Odoo", _OdooByConf)
-    stack = new_stack(direct=False)
+@pytest.mark.rest
+@pytest.mark.variants("19.0-prefork")
+def test_without_the_addon_nothing_arrives_and_triggered_actions_wait(new_stack):
+    stack = new_stack(addon=None)
+    action = ScheduledAction(stack)
     with stack.client() as client:
-        _send_all(stack)
-        _receive(stack, client, "the last")
-        Machine(stack).settle()
-
-
-class _OdooByConf(Odoo):
-    """All that it is told of the addon stands in odoo.conf."""
-
-    def prepare(self):
-        server = self.database_server.server
-        self.conf.update(
-            server_wide_modules=self.load,
-            imdispatcher_db_host=server.host,
-            imdispatcher_db_port=server.port,
-            imdispatcher_check_interval=3,
-        )
-        super().prepare()
-
-    def command(self):
-        command = super().command()
-        at = command.index("--load")
-        return command[:at] + command[at + 2 :]
-
-
-@pytest.mark.matrix
-@pytest.mark.variants(spare=["14.0-prefork", "19.0-prefork"])
-def test_only_post_load_patches_and_only_once(variant, tmp_path):
-    build = find_build(variant[0])
-    script = """
-        import json
-        import sys
-
-        import odoo.service.server  # 19.1 finds it there before it can load an addon
-        from odoo import sql_db
-        from odoo.modules.module import initialize_sys_path, load_openerp_module
-        from odoo.tools import config
-
-        config.parse_config(["--addons-path", sys.argv[1], "--data-dir", sys.argv[2]])
-        initialize_sys_path()
-        seen = [sql_db.Connection.cursor]
-        import odoo.addons.bus_alt_connection
-
-        seen.append(sql_db.Connection.cursor)
-        for _ in range(2):
-            odoo.addons.bus_alt_connection.post_load()
-            seen.append(sql_db.Connection.cursor)
-        load_openerp_module("bus_alt_connection")
-        seen.append(sql_db.Connection.cursor)
-        bus = "odoo.addons.bus" in sys.modules
-        print(json.dumps({"cursors": [seen.index(one) for one in seen], "bus": bus}))
-    """
-    found = run_python(
-        build, script, ",".join(map(str, [*build.addons_paths, ADDON])), tmp_path, IMDISPATCHER_DB_HOST="db-01"
-    )
-    # Before, after the import, after each of three times that it was loaded.
-    assert found["cursors"] == [0, 0, 2, 2, 2]
-    assert not found["bus"]
-
-
-def _starts(stack):
-    """Return the ids of the processes that have loaded the addon themselves; all others are forks of the first."""
-    processes = stack.odoo.processes()
-    return sorted([processes.main] + ([processes.gevent] if processes.gevent else []))
+        stack.send("tests", "hello")
+        action.trigger()
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: client.messages or action.has_run(), 5, "anything")
+    listens = [one for one in traffic.statements(stack) if one.listens]
+    assert listens
+    assert all(one.pooled for one in listens)
 
 
 def _channels_by_process(stack):
@@ -355,12 +219,6 @@ def _direct_backends(stack):
     return {row.pid for row in stack.direct_connections()}
 
 
-def _send_all(stack):
-    with contextlib.closing(stack.sender()) as sender:
-        for message in [*MESSAGES, "the last"]:
-            sender.send("tests", message)
-
-
 def _warm_up(stack, client):
     # With its first look into the database a websocket may miss what comes meanwhile: until Odoo has the session in a
     # cache it is the query for that which takes the snapshot, and what is notified then counts as seen to.
@@ -368,7 +226,7 @@ def _warm_up(stack, client):
     _receive(stack, client, "the first", notify_again=True)
 
 
-def _receive(stack, client, message, channel="tests", deadline=15, notify_again=False):
+def _receive(stack, client, message, deadline=15, notify_again=False):
     """Wait until the client has got a message."""
     with contextlib.closing(stack.sender()) as sender:
         end = time.monotonic() + deadline
@@ -380,7 +238,7 @@ def _receive(stack, client, message, channel="tests", deadline=15, notify_again=
                     raise
             if notify_again or series_number(stack.series) < 16:
                 # What comes between two polls waits for the next NOTIFY, see LongPollClient.
-                sender.notify(json.dumps([sender.channel(channel)]))
+                sender.notify(json.dumps([sender.channel("tests")]))
 
 
 def _ask(stack, what, **params):

@@ -12,11 +12,12 @@ from tests.support.secrets import (
     WRONG_PASSWORD,
     leaks,
 )
-from tests.support.variants import VARIANTS
+
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded")
 
 
-@pytest.fixture(scope="module", params=["14.0-prefork", "19.0-threaded"])
-def stack(request):
+@pytest.fixture(scope="module")
+def stack(variant):
     """A stack where Odoo has one password for the pooler and another for its listeners."""
 
     def environment(stack):
@@ -24,12 +25,11 @@ def stack(request):
         stack.server.execute("CREATE ROLE listener LOGIN PASSWORD %s", (LISTENER_PASSWORD,))
         return as_it_should_be(stack)
 
-    series, workers = VARIANTS[request.param]
     options = {
         "options": ["--log-handler=odoo.addons.bus_alt_connection:DEBUG"],
         "pooler_options": {"password": POOLER_PASSWORD},
     }
-    with Stack(series, workers, environment=environment, proxy=True, **options) as stack:
+    with Stack(*variant, environment=environment, jobs=False, proxy=True, **options) as stack:
         yield stack
 
 
@@ -55,29 +55,17 @@ FAILURES = {
     "passwords where none belong": (
         lambda stack: {
             "IMDISPATCHER_DB_HOST": "postgresql://odoo:%s@127.0.0.1:5432/postgres" % ENCODED_PASSWORD,
-            "IMDISPATCHER_DB_PORT": "postgresql://odoo:%s@127.0.0.1:5432/postgres" % WRONG_PASSWORD,
+            "IMDISPATCHER_DB_PORT": "odoo:%s@127.0.0.1" % WRONG_PASSWORD,
             "IMDISPATCHER_DB_DBNAME": "postgresql://odoo:%s@127.0.0.1/x" % (ENCODED_PASSWORD * 5),
             "IMDISPATCHER_DB_PASWORD": LISTENER_PASSWORD,
         },
         [
             "ERROR .*IMDISPATCHER_DB_HOST is a URI or DSN",
-            "ERROR .*IMDISPATCHER_DB_PORT is a URI or DSN",
+            "ERROR .*IMDISPATCHER_DB_PORT is ",
             "ERROR .*IMDISPATCHER_DB_DBNAME is a URI or DSN",
             "ERROR .*IMDISPATCHER_DB_PASWORD is not an option",
             "can't listen on database postgres: options are wrong, see the ERROR on each",
         ],
-    ),
-    "nobody there": (
-        lambda stack: {"IMDISPATCHER_DB_PORT": "1"},
-        ["ERROR .*can't listen .*Connection refused"],
-    ),
-    "a port that is a password": (
-        lambda stack: {"IMDISPATCHER_DB_PORT": "odoo:%s@127.0.0.1" % WRONG_PASSWORD},
-        ["ERROR .*IMDISPATCHER_DB_PORT is "],
-    ),
-    "no TLS": (
-        lambda stack: {"IMDISPATCHER_DB_SSLMODE": "require"},
-        ["ERROR .*can't listen .*server does not support SSL"],
     ),
     "the pooler for a host": (
         lambda stack: {
@@ -108,9 +96,8 @@ def test_no_password_is_told_anywhere(stack, failure):
 
 def lose_it(stack, mark):
     """What can go wrong with a listener that once worked, the sender's way included."""
-    stack.proxy.swallow()
-    stack.odoo.wait_for_log("WARNING .*silent", mark)
     stack.proxy.refuse()
+    stack.proxy.cut()
     stack.pooler.stop()
     stack.odoo.wait_for_log("DEBUG .*: 127.0.0.1:%d: .*Connection refused" % stack.pooler.port, mark)
     stack.proxy.forward()

@@ -23,26 +23,16 @@ class End(NamedTuple):
     expected: bool  # whether the bus registers one
 
 
-@pytest.fixture(scope="module")
-def ends(variant):
-    """The end of Odoo without the addon, and with it."""
-    # Without a pooler, since it must be one that listens in vain for nothing.
-    return _end(variant, addon=None, pooler=False), _end(variant)
-
-
 @pytest.mark.matrix
-def test_sigterm_ends_odoo_as_fast_as_without_the_addon(ends):
-    without, with_addon = ends
+@pytest.mark.rest
+def test_sigterm_ends_odoo_as_it_does_without_the_addon(variant):
+    # Without a pooler, since it must be one that listens in vain for nothing.
+    without, with_addon = _end(variant, addon=None, pooler=False), _end(variant)
     assert without.code == with_addon.code == 0
     # Without it, a cron thread may complain that its connection was closed.
     assert with_addon.complaints == [], with_addon.log
     assert with_addon.seconds < without.seconds + TOLERANCE + with_addon.jitter
-
-
-@pytest.mark.matrix
-def test_what_the_bus_has_registered_for_the_end_is_called(ends):
     # 15.0 registers nothing if the bus is imported before there is a server, as an addon may have it.
-    without, with_addon = ends
     assert with_addon.called == without.called
     assert not with_addon.expected or with_addon.called
 

@@ -6,14 +6,13 @@ import re
 import pytest
 import requests
 
-from stack.clients import client_class
 from stack.database import DATABASE
-from stack.odoo import Odoo, series_number
+from stack.odoo import series_number
 from stack.postgres import USER
-from stack.stack import ADDON, Stack
+from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support import traffic
-from tests.support.actions import ScheduledAction, caller, run_code, send
+from tests.support.actions import ScheduledAction, send
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.overheard import overheard
 
@@ -52,28 +51,12 @@ def stack(variant):
         yield stack
 
 
-@pytest.fixture
-def nothing_on_postgres(stack):
-    """What the test has Odoo do leads nobody to ``postgres``."""
-    mark = stack.server.log_mark()
-    yield
-    assert "postgres" not in {one.database for one in traffic.statements(stack, mark)}
-    assert REFUSED not in stack.server.log_since(mark)
-
-
-def hear(odoo, client, text):
+def hear(stack, client, text):
     """Have Odoo send, and wait until a client has it."""
     # Up to 15.0 a message that comes between two polls has to wait for the next.
     for message in (text, text + " again"):
-        send(odoo, "tests", message)
+        send(stack.odoo, "tests", message)
     client.wait_for(text, 10)
-
-
-def listening_on(stack, odoo):
-    """Return the databases that processes of an Odoo listen on."""
-    processes = odoo.processes()
-    names = {"odoo-listener-%d" % pid for pid in (processes.main, processes.gevent, *processes.cron) if pid}
-    return {row.datname for row in stack.direct_connections() if row.application_name in names}
 
 
 def ways(stack, pattern, since=0):
@@ -84,39 +67,27 @@ def ways(stack, pattern, since=0):
 
 @pytest.mark.matrix
 @our_option
-def test_nobody_has_been_to_postgres_since_the_start(stack):
+def test_all_that_odoo_does_on_postgres_is_done_on_a_system_database_of_ones_own(stack):
     assert stack.server.value("SELECT has_database_privilege(%s, 'postgres', 'CONNECT')", (USER,)) is False
-    with stack.client():
+    triggers = series_number(stack.series) >= 15
+    with stack.client() as client, overheard(stack.server) as heard_on_postgres:
         wait_until_confirmed(stack)
-    said = traffic.statements(stack)
-    assert {one.database for one in said if one.listens} == {"customer"}
-    assert {one.database for one in said} == {"customer", DATABASE}
+        hear(stack, client, "hello")
+        if triggers:
+            action = ScheduledAction(stack)
+            action.trigger()
+            wait_until(action.has_run, 10, "the action to run", tail=stack.odoo.log_tail)
+    assert ways(stack, "notify.*imbus") == ways(stack, "notify.*cron_trigger|notify.*imbus") == {("customer", True)}
+    assert {one.database for one in traffic.statements(stack) if one.listens} == {"customer"}
+    # So instances with different ones do not wake each other.
+    assert heard_on_postgres == []
+    assert {one.database for one in traffic.statements(stack)} == {"customer", DATABASE}
     assert REFUSED not in stack.server.log()
     assert troubles(stack) == []
 
 
-@pytest.mark.matrix
-@our_option
-def test_the_bus_sends_and_listens_there(stack, nothing_on_postgres):
-    with stack.client() as client:
-        wait_until_confirmed(stack)
-        mark = stack.server.log_mark()
-        hear(stack.odoo, client, "hello")
-        assert listening_on(stack, stack.odoo) == {"customer"}
-        assert ways(stack, "notify.*imbus", mark) == {("customer", True)}
-
-
-def test_scheduled_actions_run(stack, nothing_on_postgres):
-    action = ScheduledAction(stack)
-    mark = stack.server.log_mark()
-    action.trigger()
-    # Up to 14.0 cron looks for work once a minute.
-    triggers = series_number(stack.series) >= 15
-    wait_until(action.has_run, 10 if triggers else 100, "the action to run", tail=stack.odoo.log_tail)
-    assert ways(stack, "notify.*cron_trigger", mark) == ({("customer", True)} if triggers else set())
-
-
-def test_the_manager_makes_lists_and_drops_a_database(stack, nothing_on_postgres):
+@pytest.mark.rest
+def test_the_manager_makes_lists_and_drops_a_database(stack):
     new = DATABASE + "_new"
     assert databases(stack) == [DATABASE]
     mark = stack.server.log_mark()
@@ -126,9 +97,9 @@ def test_the_manager_makes_lists_and_drops_a_database(stack, nothing_on_postgres
     assert databases(stack) == [DATABASE, new]
     manage(stack, "drop", name=new)
     assert databases(stack) == [DATABASE]
-    assert not stack.server.execute("SELECT FROM pg_database WHERE datname = %s", (new,))
     done = [one for one in traffic.statements(stack, mark) if re.match("(CREATE|DROP) DATABASE", one.text)]
     assert [(one.database, one.pooled) for one in done] == [("customer", True)] * 2
+    assert "postgres" not in {one.database for one in traffic.statements(stack, mark)}
 
 
 def manage(stack, what, **fields):
@@ -140,56 +111,13 @@ def manage(stack, what, **fields):
 
 
 def databases(stack):
-    """Return the list that the web client has, which is that of the service for programs."""
-    url = stack.odoo.http_url
-    listed = requests.post(url + "/web/database/list", json={"params": {}}, timeout=60).json()["result"]
-    call = {"params": {"service": "db", "method": "list", "args": []}}
-    # That one is not filtered: it has all that Odoo's role owns.
-    assert requests.post(url + "/jsonrpc", json=call, timeout=60).json()["result"] == listed
-    return listed
-
-
-# Instances side by side
-
-
-def test_instances_with_different_ones_do_not_wake_each_other(new_stack, variant):
-    def prepare(stack):
-        for name in ("customer_a", "customer_b"):
-            stack.server.execute("CREATE DATABASE %s" % name)
-        stack.server.execute("CREATE DATABASE second TEMPLATE %s OWNER %s" % (DATABASE, USER))
-        return {}
-
-    stack = new_stack(jobs=False, system_database="customer_a", environment=prepare)
-    direct = {"IMDISPATCHER_DB_HOST": stack.server.host, "IMDISPATCHER_DB_PORT": str(stack.server.port)}
-    variables = {**direct, "IMDISPATCHER_DB_DBNAME": "customer_b"}
-    with Odoo(stack.build, stack.pooler, "second", variant[1], ADDON, environment=variables) as second:
-        with stack.client() as client, contextlib.closing(client_of(second)) as other_client:
-            check_that_only_it_hears(stack, stack.odoo, client, "customer_a", "customer_b")
-            check_that_only_it_hears(stack, second, other_client, "customer_b", "customer_a")
-
-
-def check_that_only_it_hears(stack, odoo, client, own, foreign):
-    wait_until(lambda: listening_on(stack, odoo) == {own}, 20, "listeners on %s" % own)
-    with overheard(stack.server, own) as heard, overheard(stack.server, foreign) as overhears:
-        hear(odoo, client, "hello")
-        if series_number(stack.series) >= 15:
-            run_code(caller(odoo), "env['ir.cron'].search([], limit=1)._trigger()")
-    triggers = {"cron_trigger"} if series_number(stack.series) >= 15 else set()
-    assert {one.channel for one in heard} == {"imbus"} | triggers
-    assert overhears == []
-
-
-def client_of(odoo):
-    kind, version = client_class(odoo.build.series), odoo.build.websocket_version
-    client = kind(odoo.http_url, odoo.event_url, odoo.database, websocket_version=version)
-    client.subscribe(["tests"])
-    return client
-
-
-# Odoo's own option
+    """Return the list that the web client has."""
+    answer = requests.post(stack.odoo.http_url + "/web/database/list", json={"params": {}}, timeout=60)
+    return answer.json()["result"]
 
 
 @pytest.mark.matrix
+@pytest.mark.rest
 @pytest.mark.variants(since=19.1)
 @pytest.mark.parametrize("given, used", [("customer", "customer"), (None, "postgres")], ids=["set", "unset"])
 def test_odoos_own_option_rules_where_there_is_one(new_stack, given, used):
@@ -202,7 +130,7 @@ def test_odoos_own_option_rules_where_there_is_one(new_stack, given, used):
         wait_until_confirmed(stack)
         action = ScheduledAction(stack)
         mark = stack.server.log_mark()
-        hear(stack.odoo, client, "hello")
+        hear(stack, client, "hello")
         action.trigger()
         wait_until(action.has_run, 10, "the action to run", tail=stack.odoo.log_tail)
     assert ways(stack, "listen cron_trigger") == {(used, False)}
@@ -215,16 +143,13 @@ def test_odoos_own_option_rules_where_there_is_one(new_stack, given, used):
     assert {one.message for one in troubles(stack)} == ({warning} if used != "customer" else set())
 
 
-# Roles that may do little
-
-
+@pytest.mark.rest
 @pytest.mark.variants("14.0-prefork", "19.0-threaded")
 def test_a_role_that_may_only_connect_to_odoos_own_database_has_that_for_both(new_stack):
     stack = new_stack(jobs=False, conf=CONF, system_database=DATABASE, environment=keep_to_itself)
     with stack.client() as client:
         wait_until_confirmed(stack)
-        hear(stack.odoo, client, "hello")
-        assert listening_on(stack, stack.odoo) == {DATABASE}
+        hear(stack, client, "hello")
         # What is missed is looked for in it, as in any other of Odoo's.
         mark = stack.odoo.log_mark()
         with contextlib.closing(stack.sender()) as sender:
@@ -235,55 +160,34 @@ def test_a_role_that_may_only_connect_to_odoos_own_database_has_that_for_both(ne
         stack.server.execute("SELECT pg_terminate_backend(%s)", (lost,))
         wait_until_confirmed(stack, mark)
         client.wait_for("missed", 10)
+    assert {one.database for one in traffic.statements(stack) if one.listens} == {DATABASE}
     assert REFUSED not in stack.server.log()
 
 
 @pytest.mark.variants("14.0-threaded", "19.0-prefork")
-@pytest.mark.parametrize(
-    "prepare, why, mend",
-    [
-        (lambda stack: {}, 'database "customer" does not exist', "CREATE DATABASE customer"),
-        (
-            lambda stack: with_customer(stack) or keep_to_itself(stack, "customer"),
-            'permission denied for database "customer"',
-            "GRANT CONNECT ON DATABASE customer TO PUBLIC",
-        ),
-    ],
-    ids=["does not exist", "refuses us"],
-)
-def test_one_that_can_not_be_had_is_told_and_odoo_starts(new_stack, prepare, why, mend):
+def test_a_system_database_that_can_not_be_had_is_told_and_odoo_starts(new_stack):
     def environment(stack):
-        prepare(stack)
-        stack.server.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
-        return {}
+        stack.server.execute("CREATE DATABASE customer")
+        return keep_to_itself(stack, "customer")
 
     # With its databases given, Odoo need not ask for them.
     stack = new_stack(jobs=False, conf={"dbfilter": None}, system_database="customer", environment=environment)
-    told = [
-        one for one in records(stack) if one.message.startswith("can't use database customer in place of postgres: ")
-    ]
-    assert len(told) == len(starts(stack))
-    assert {one.level for one in told} == {"ERROR"}
-    assert all(why in one.message for one in told)
+    told = [one for one in records(stack) if one.message.startswith("can't use database customer in place of postgres")]
+    processes = stack.odoo.processes()
+    assert {one.pid for one in told} == {processes.main, processes.gevent} - {None}
+    why = 'permission denied for database "customer"'
+    assert all(one.level == "ERROR" and why in one.message for one in told)
     with stack.client(listening=False) as client:
         wait_for_record(stack, "can't listen on database customer: .*" + why)
         # Nor is it silently done on postgres instead.
         assert "postgres" not in {one.database for one in traffic.statements(stack) if one.listens}
         mark = stack.odoo.log_mark()
-        stack.server.execute(mend)
+        stack.server.execute("GRANT CONNECT ON DATABASE customer TO PUBLIC")
         wait_until_confirmed(stack, mark)
-        hear(stack.odoo, client, "hello")
+        hear(stack, client, "hello")
 
 
-def starts(stack):
-    """Return the ids of the processes that have loaded the addon themselves; all others are forks of the first."""
-    processes = stack.odoo.processes()
-    return {processes.main, processes.gevent} - {None}
-
-
-# What no addon can change, and what the manual says of it.
-
-
+@pytest.mark.rest
 @pytest.mark.variants("14.0-threaded", "19.0-threaded")
 def test_if_it_is_given_a_database_odoo_itself_connects_to_postgres_before_it_loads_an_addon(new_stack):
     with pytest.raises(RuntimeError, match=REFUSED):

@@ -26,7 +26,7 @@ OTHERS = {"14.0": ("queue_job", "sentry"), "19.0": ("queue_job", "session_db", "
 SESSIONS = "sessions"
 _TROUBLE = re.compile(r"^.* (?:ERROR|CRITICAL) .*|^.*Traceback.*", re.MULTILINE)
 
-pytestmark = pytest.mark.variants("19.0-prefork", "14.0-threaded")
+pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork", "14.0-threaded")]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,16 @@ def stack(request, variant, sentry):
         yield stack
 
 
-def test_a_notification_arrives(stack):
+def test_beside_other_addons_a_notification_arrives_and_only_listeners_are_direct(stack):
     client = stack.client()
     addonlog.wait_until_confirmed(stack)
     stack.send("tests", "hello")
     client.wait_for("hello")
+    # The listener of queue_job, which is told so, is one of those that are direct.
+    said = traffic.statements(stack)
+    listeners = {one.backend for one in said if one.listens}
+    assert listeners
+    assert {one.backend for one in said if not one.pooled} == listeners
     assert _troubles(stack) == []
 
 
@@ -97,16 +102,6 @@ def test_sessions_are_kept_in_a_database_that_the_bus_leaves_alone(stack):
     assert any("http_sessions" in text for text in said)
     assert not any("bus_bus" in text for text in said)
     assert _troubles(stack) == []
-
-
-def test_only_listeners_go_past_the_pooler(stack):
-    stack.client()
-    addonlog.wait_until_confirmed(stack)
-    said = traffic.statements(stack)
-    # That of queue_job, which is told so, is one of them.
-    listeners = {one.backend for one in said if one.listens}
-    assert listeners
-    assert {one.backend for one in said if not one.pooled} == listeners
 
 
 def test_sentry_hears_of_a_lost_listener_and_of_no_password(stack, sentry):
