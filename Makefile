@@ -17,8 +17,6 @@ MINUTES ?=
 SEEDS ?= 1-
 # How many Odoos "test" and "matrix" run at a time.
 JOBS ?= 2
-# The seeds of "test", for about a minute.
-TEST_SEEDS := 1-30
 # Servers other than those of this machine, from Debian's packages: a major version of PostgreSQL (17, 18, 19), and the
 # suite that has the PgBouncer (trixie, sid). The programs read them from the environment.
 export POSTGRESQL ?=
@@ -68,7 +66,7 @@ simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for MINUTES=
 
 test: $(TOOLS_STAMP) ## what each change has to pass: unit tests, a simulation, Odoo 19.0; ARGS="...": these tests instead
 ifeq ($(ARGS),)
-	@$(TOOLS_PYTHON) -m tests.simulation --seeds $(TEST_SEEDS) --minutes 10
+	@$(TOOLS_PYTHON) -m tests.simulation
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) -m "not rest"
 else
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
@@ -118,7 +116,7 @@ lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 lint-texts: $(TOOLS_STAMP)
 	@# What a program has made a table of may be wider. It finds the exception for absolute paths only.
 	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 --ignore-path-errors 'docs/matrix.rst;D001' \
-		*.rst $(CURDIR)/docs benchmarks/README.rst tests/simulation bus_alt_connection
+		*.rst $(CURDIR)/docs benchmarks/README.rst tests/README.rst tests/simulation bus_alt_connection
 	$(TOOLS_PYTHON) -m tools.readme --check
 
 readme: $(TOOLS_STAMP) ## make the addon's README.rst and index.html from its folder readme/

@@ -85,26 +85,37 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("variant", chosen, indirect=True, scope="module")
 
 
+def pytest_collection_modifyitems(items):
+    order = {}
+    items.sort(key=lambda item: order.setdefault(_stack_of(item.nodeid), len(order)))
+
+
+def _stack_of(nodeid):
+    """Return what tests that share a stack have in common: module and variant."""
+    return nodeid.partition("::")[0], *re.findall(r"\d+\.\d+-(?:threaded|prefork)", nodeid)[:1]
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
+def pytest_runtest_makereport(item, call):
     report = yield
-    item.stash[_HAS_FAILED] = report.failed or item.stash.get(_HAS_FAILED, False)
+    # A test that is run once more begins with its setup.
+    had_failed = call.when != "setup" and item.stash[_HAS_FAILED]
+    item.stash[_HAS_FAILED] = report.failed or had_failed
     return report
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item):
     """End all servers after a failure: who comes next, be it the same test once more, gets new ones."""
-    if item.stash.pop(_HAS_FAILED, False):
+    if item.stash[_HAS_FAILED]:
         item.session._setupstate.teardown_exact(None)
 
 
 class _ByStack(LoadScopeScheduling):
-    """Tests of one module and variant share a stack, so they run in one process."""
+    """Tests that share a stack run in one process."""
 
     def _split_scope(self, nodeid):
-        module = nodeid.partition("::")[0]
-        return module, *re.findall(r"\d+\.\d+-(?:threaded|prefork)", nodeid)[:1]
+        return _stack_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config, log):

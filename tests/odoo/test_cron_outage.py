@@ -41,12 +41,6 @@ def stack(variant):
         yield stack
 
 
-@pytest.fixture(autouse=True)
-def path(stack):
-    yield
-    stack.proxy.forward()
-
-
 def only_our_job(stack):
     jobs = stack.server.execute(
         """
@@ -136,30 +130,3 @@ def test_jobs_triggered_in_an_outage_run_right_after_it(stack):
     trigger_and_wait(stack)
     threads = stack.odoo.conf["max_cron_threads"]
     wait_until(lambda: len(who_looked_for_jobs(stack, mark)) == threads, AT_ONCE, "all to look for jobs")
-
-
-@pytest.mark.rest
-@pytest.mark.variants("19.0-threaded", "19.0-prefork")
-def test_cron_is_recycled_at_its_maximum_age_and_goes_on_to_listen(stack):
-    stack.odoo.kill()
-    stack.odoo.conf["limit_time_worker_cron"] = 3
-    mark = stack.odoo.log_mark()
-    stack.odoo.start()
-    wait_until_confirmed(stack, mark)
-    processes = stack.odoo.processes()
-
-    def recycled():
-        # They look at their age when they are woken, and only then.
-        trigger_and_wait(stack)
-        ends = re.findall(r"(cron\d|WorkerCron \(\d+\)) max age \(3s\) reached", stack.odoo.log_since(mark))
-        return len(set(ends)) >= 2
-
-    wait_until(recycled, 20, "both to be recycled", 0.5, stack.odoo.log_tail)
-    if stack.odoo.workers:
-        wait_until(lambda: not set(stack.odoo.processes().cron) & set(processes.cron), 10, "the old workers to end")
-    # Those that came after them hear.
-    for _ in range(3):
-        trigger_and_wait(stack)
-    log = stack.odoo.log_since(mark)
-    assert "lost the listener" not in log
-    assert "Traceback" not in log
