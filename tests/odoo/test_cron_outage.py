@@ -1,7 +1,6 @@
 """Cron threads and cron workers survive the loss of their connection; stock ones die of it."""
 
 import contextlib
-import re
 
 import pytest
 
@@ -9,7 +8,8 @@ from stack.database import DATABASE
 from stack.odoo import series_number
 from stack.stack import Stack
 from stack.waiting import wait_until
-from tests.support.cron import who_looked_for_jobs
+from tests.support.machine import Machine
+from tests.support.outage import direct_way_closed
 
 ANOTHER = "another"
 # Much less than the minute after which cron looks for jobs without being told.
@@ -85,48 +85,24 @@ def wait_for_run(stack, after, dbname=DATABASE):
     wait_until(done, AT_ONCE, "the job to run at once", 0.05, stack.odoo.log_tail)
 
 
-def trigger_and_wait(stack):
-    before = runs(stack)
-    trigger(stack)
-    wait_for_run(stack, before)
-
-
-def wait_until_confirmed(stack, mark, what="listening"):
-    """Wait until every process with a cron listener hears itself."""
-    wanted = stack.odoo.conf["max_cron_threads"] if stack.odoo.workers else 1
-
-    def confirmed():
-        pattern = r"^\S+ \S+ (\d+) .*" + what + r" on cron_trigger (?:through process \d+ )?at .* confirmed"
-        return len(set(re.findall(pattern, stack.odoo.log_since(mark), re.MULTILINE))) >= wanted
-
-    wait_until(confirmed, 15, "%d of %r" % (wanted, what), 0.05, stack.odoo.log_tail)
-
-
 @pytest.mark.matrix
 def test_jobs_triggered_in_an_outage_run_right_after_it(stack):
-    wait_until_confirmed(stack, 0)
-    processes = stack.odoo.processes()
-    trigger_and_wait(stack)
+    machine = Machine(stack)
+    machine.settle(bus=False)
+    workers = stack.odoo.processes().cron
+    trigger(stack)
+    wait_for_run(stack, 0)
 
     before = runs(stack)
-    assert runs(stack, ANOTHER) == 0
-    mark = stack.odoo.log_mark()
-    stack.proxy.refuse()
-    stack.proxy.cut()
-    stack.odoo.wait_for_log("WARNING .*lost the listener", mark)
-    trigger(stack)
-    trigger(stack, ANOTHER)
-    with pytest.raises(TimeoutError):
-        wait_until(lambda: runs(stack) > before or runs(stack, ANOTHER), 2)
-
-    stack.proxy.forward()
+    with direct_way_closed(stack):
+        trigger(stack)
+        trigger(stack, ANOTHER)
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: runs(stack) > before or runs(stack, ANOTHER), 2)
     wait_for_run(stack, before)
     wait_for_run(stack, 0, ANOTHER)
-    wait_until_confirmed(stack, mark, "listening again")
 
     # No thread and no worker has died of it, and they go on to listen.
-    assert stack.odoo.processes().cron == processes.cron
-    mark = stack.odoo.log_mark()
-    trigger_and_wait(stack)
-    threads = stack.odoo.conf["max_cron_threads"]
-    wait_until(lambda: len(who_looked_for_jobs(stack, mark)) == threads, AT_ONCE, "all to look for jobs")
+    machine.settle(bus=False)
+    assert stack.odoo.processes().cron == workers
+    machine.trigger_cron()

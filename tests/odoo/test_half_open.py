@@ -8,7 +8,6 @@ import requests
 from stack.proxy import black_hole
 from stack.stack import Stack
 from tests.support.machine import Machine
-from tests.support.network import network
 
 SILENT = r"WARNING .*lost the listener of database postgres: the path to \S+ is silent, nothing comes through"
 
@@ -80,30 +79,3 @@ def test_a_silent_path_is_noticed_within_the_interval_and_nothing_is_lost(proxie
         proxied.send("others", "after")
         client.wait_for("after")
         assert client.messages == [*sent, "after"]
-
-
-@pytest.mark.rest
-@pytest.mark.variants("19.0-prefork")
-def test_lost_packets_are_noticed_by_the_kernel_without_a_check_as_well(new_stack):
-    # The checks would be faster than the kernel, and what is not known to be lost is not polled for.
-    environment = {"IMDISPATCHER_CHECK_INTERVAL": "0", "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2"}
-    with network() as cable:
-        stack = new_stack(environment=environment, proxy={"listening": cable.listening()})
-        client = stack.client()
-        stack.send("tests", "before")
-        client.wait_for("before")
-
-        mark = stack.odoo.log_mark()
-        cable.unplug()
-        unplugged = time.monotonic()
-        stack.odoo.wait_for_log(r"WARNING .*lost the listener of database postgres: .*timed out", mark, 40)
-        # Idle for 15 s, and then three answers that fail to come.
-        assert 10 < time.monotonic() - unplugged < 35
-        stack.send("tests", "polled")
-        client.wait_for("polled", 15)
-
-        cable.plug()
-        stack.odoo.wait_for_log(r"INFO .*listening again on .*imbus", mark, 20)
-        stack.send("tests", "after")
-        client.wait_for("after")
-        assert client.messages == ["before", "polled", "after"]

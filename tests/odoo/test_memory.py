@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from stack.odoo import series_number
 from stack.waiting import wait_until
 from tests.support.machine import Machine
 
@@ -20,27 +19,18 @@ def address_space(pid):
     return int(re.search(r"VmSize:\s+(\d+) kB", Path("/proc/%d/status" % pid).read_text())[1]) / 1024
 
 
-def listening_processes(stack):
-    """Return the ids of the processes that listen, by what they are."""
-    processes = stack.odoo.processes()
-    found = {"gevent": processes.gevent}
-    if series_number(stack.series) >= 15:
-        found.update(("cron %d" % number, pid) for number, pid in enumerate(sorted(processes.cron)))
-    return found
-
-
 def measured(stack):
     """Return the megabytes of each process that listens, after it has worked."""
     wait_until(lambda: _are_all_there(stack), 30, "all workers", tail=stack.odoo.log_tail)
     with stack.client() as client:
         for number in range(20):
             stack.send("tests", number)
-        if series_number(stack.series) >= 15:
-            Machine(stack).trigger_cron()
+        Machine(stack).trigger_cron()
         client.wait_for(19, 20)
         if stack.odoo.addon:
             Machine(stack).settle(lasting=4)
-        return {kind: address_space(pid) for kind, pid in listening_processes(stack).items()}
+        processes = stack.odoo.processes()
+        return [address_space(pid) for pid in (processes.gevent, *sorted(processes.cron))]
 
 
 def _are_all_there(stack):
@@ -58,6 +48,4 @@ def test_a_worker_takes_hardly_more_address_space_than_in_stock(new_stack):
     ours = measured(new_stack(environment={"IMDISPATCHER_CHECK_INTERVAL": "3"}, **same))
     # Behind the pooler it would hear nothing.
     stock = measured(new_stack(addon=None, pooler=False, **same))
-    assert set(ours) == set(stock)
-    more = {kind: round(ours[kind] - stock[kind]) for kind in ours}
-    assert max(more.values()) <= ALLOWANCE, (more, stock, ours)
+    assert max(one - other for one, other in zip(ours, stock)) <= ALLOWANCE, (ours, stock)

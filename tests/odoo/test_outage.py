@@ -86,17 +86,6 @@ def test_a_crash_of_postgresql_is_survived(stack, client):
     assert [found.level for found in troubles(stack, begin, bus_pid(stack))] == ["WARNING"]
 
 
-@pytest.mark.matrix
-def test_a_restart_of_the_pooler_leaves_the_listener_alone(stack, client):
-    mark, server_mark = stack.odoo.log_mark(), stack.server.log_mark()
-    stack.pooler.restart()
-    stack.send(client.channel, "after the restart")
-    client.wait_for("after the restart", SOON)
-    # The cron worker may still be on its way back from another test.
-    assert not re.search(r'(?i)\blisten "?imbus\b', stack.server.log_since(server_mark))
-    assert troubles(stack, mark, bus_pid(stack)) == []
-
-
 def test_what_was_sent_before_the_very_first_listen_arrives(stack):
     stack.odoo.stop()
     stack.proxy.refuse()

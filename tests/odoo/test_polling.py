@@ -1,12 +1,9 @@
 """Nothing listens: the dispatcher is fed from bus_bus, and messages arrive late, but they arrive."""
 
-import contextlib
 import re
-import time
 
 import pytest
 
-from stack import clients
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records, wait_for_record, wait_until_confirmed
@@ -28,11 +25,6 @@ def stack(variant):
         yield stack
 
 
-def close_the_direct_way(stack):
-    stack.proxy.refuse()
-    stack.proxy.cut()
-
-
 def ticks(stack, since):
     return [one for one in statements(stack, since) if re.search(r"txid_current_snapshot.*\bbus_bus\b", one.text)]
 
@@ -46,7 +38,8 @@ def test_polling_begins_and_ends_with_a_line_in_the_log_each_and_nothing_is_lost
         wait_until_confirmed(stack)
         with flowing(stack, client, "flow", 0.03, SOON):
             mark = stack.odoo.log_mark()
-            close_the_direct_way(stack)
+            stack.proxy.refuse()
+            stack.proxy.cut()
             wait_for_record(stack, BEGINS, mark)
             wait_for_ticks(stack, 3, stack.server.log_mark())
             assert stack.odoo.health()["mode"] == "polling"
@@ -63,38 +56,3 @@ def test_polling_begins_and_ends_with_a_line_in_the_log_each_and_nothing_is_lost
     ]
     assert [(level, message[: len(text)]) for (level, message), (_, text) in zip(said, expected)] == expected
     assert len(said) == len(expected)
-
-
-@pytest.fixture
-def quick_clients(monkeypatch):
-    """Have all clients share one session: logging in is what takes long."""
-    sessions = {}
-    log_in = clients._log_in
-
-    def once(http_url, *args):
-        if http_url not in sessions:
-            sessions[http_url] = log_in(http_url, *args)
-        return sessions[http_url]
-
-    monkeypatch.setattr(clients, "_log_in", once)
-
-
-@pytest.mark.rest
-@pytest.mark.variants("14.0-prefork", "19.0-prefork")
-def test_many_clients_cost_no_more_queries_than_one(stack, quick_clients):
-    close_the_direct_way(stack)
-    with contextlib.ExitStack() as exits:
-        many = [exits.enter_context(stack.client(["many"], listening=False)) for _ in range(50)]
-        stack.send("many", "for all")
-        for one in many:
-            one.wait_for("for all", SOON)
-        # Long polls are back by then.
-        wait_for_ticks(stack, 2, stack.server.log_mark())
-
-        began, mark = time.monotonic(), stack.server.log_mark()
-        wait_for_ticks(stack, 4, mark)
-        looks = [one for one in statements(stack, mark) if re.search(r"\bbus_bus\b", one.text)]
-        # Before each look-up the table is found, and locked.
-        assert len(looks) <= 3 * (time.monotonic() - began + 1)
-        assert all(one.messages == ["for all"] for one in many)
-    stack.proxy.forward()
