@@ -51,14 +51,6 @@ class Channel:
             {"name": name, "channel_partner_ids": [(4, partner) for partner in self.partners.values()]},
         )
 
-    def is_stored(self, text):
-        """Return whether a message is in the database."""
-        return self.stack.server.execute(
-            "SELECT 1 FROM mail_message WHERE model = 'discuss.channel' AND res_id = %s AND strpos(body, %s) > 0",
-            (self.id, text),
-            self.stack.database,
-        )
-
     def wait_until_subscribed(self, member, since):
         """Wait until Odoo sends to the browser of ``member`` what happens in the channel, and LISTENs.
 
@@ -110,10 +102,6 @@ class Window:
         :raise selenium.common.TimeoutException: it is not, after ``deadline`` seconds
         """
         self._wait(shown.text_to_be_present_in_element(_MESSAGES, text), deadline, repr(text))
-
-    def reload(self):
-        self._driver.refresh()
-        self._composer()
 
     @property
     def was_reloaded(self):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import socket
 import time
 from pathlib import Path
 
@@ -126,11 +125,3 @@ def sharing_socket(pid):
     if not leaders:
         return None
     return leaders[0], sum(line[5] == "03" and line[7] == leaders[0] for line in ours)
-
-
-def connect(name):
-    """Return a socket that is connected to the leader at ``name``, of which nothing was said or read yet."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(10)
-    sock.connect(name.replace("@", "\0", 1))
-    return sock

@@ -11,7 +11,6 @@ from odoo import SUPERUSER_ID, api
 from odoo.modules.registry import Registry
 from odoo.sql_db import db_connect
 from psycopg2 import sql
-from psycopg2.extensions import AsIs
 
 try:
     from odoo.tools import SQL
@@ -21,47 +20,10 @@ except ImportError:  # up to 16.0
 _logger = logging.getLogger(__name__)
 
 
-def literal(database):
-    with db_connect(database).cursor() as cr:
-        cr.execute("LISTEN literal")
-        cr.commit()
-        _receive(cr)
-
-
-def in_lower_case(database):
-    with db_connect(database).cursor() as cr:
-        cr.execute('listen "in_lower_case";')
-        cr.commit()
-        _receive(cr)
-
-
-def put_together(database):
-    channel = "put_together"
-    with db_connect(database).cursor() as cr:
-        cr.execute("LISTEN " + channel)
-        cr.commit()
-        _receive(cr)
-
-
 def formatted(database):
     channel = "formatted"
     with db_connect(database).cursor() as cr:
         cr.execute(f"LISTEN {channel}")
-        cr.commit()
-        _receive(cr)
-
-
-def formatted_in_quotes(database):
-    channel = "formatted_in_quotes"
-    with db_connect(database).cursor() as cr:
-        cr.execute(f'LISTEN "{channel}"')
-        cr.commit()
-        _receive(cr)
-
-
-def with_parameters(database):
-    with db_connect(database).cursor() as cr:
-        cr.execute("LISTEN %s", (AsIs("with_parameters"),))
         cr.commit()
         _receive(cr)
 
@@ -85,18 +47,6 @@ def by_registry(database):
     with contextlib.closing(Registry(database).cursor()) as cr:
         cr.execute("LISTEN by_registry")
         cr.commit()
-        _receive(cr)
-
-
-def in_a_nested_function(database):
-    cr = db_connect(database).cursor()
-
-    def listen():
-        cr.execute("LISTEN in_a_nested_function")
-        cr.commit()
-
-    with contextlib.closing(cr):
-        listen()
         _receive(cr)
 
 
@@ -151,18 +101,6 @@ def _open(database):
 def _listen(cr, channel):
     cr.execute("LISTEN " + channel)
     cr.commit()
-
-
-def forget(database):
-    """Forget to close two cursors, one of which may listen, while Odoo notes who opens them."""
-    logger = logging.getLogger("odoo.sql_db")
-    level = logger.level
-    logger.setLevel(logging.DEBUG)
-    try:
-        _open(database)
-        db_connect(database).cursor().fetchone, "LISTEN forget"  # noqa: B018
-    finally:
-        logger.setLevel(level)
 
 
 def only_ask(database):
