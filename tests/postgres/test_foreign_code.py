@@ -6,25 +6,21 @@ and a test sees to that.
 
 import ast
 import contextlib
-import os
 import re
-import subprocess
-import sys
-import threading
 import uuid
 
 import psycopg2
 import pytest
 
-from bus_alt_connection import connection, listener, settings, supervisor
-from bus_alt_connection.catchup import Backlog, Databases
+from bus_alt_connection import connection, listener, supervisor
 from stack.postgres import PASSWORD, USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
 from stack.stack import ADDON
 from stack.waiting import wait_until
 from tests.support import traps
-from tests.support.backlog import AskedBacklog
-from tests.unit.fakes import Events, FakeFeed
+from tests.support.backlog import AskedBacklog, create_database
+from tests.support.checking import HEARD, directly_to, odoo_conf, run_check
+from tests.support.listening import directly, listening
 
 BUS = "bus"
 DATABASES = ("postgres", BUS)
@@ -38,10 +34,7 @@ QUALIFIED = re.compile(r"pg_catalog\.([a-z]\w*)")
 def server():
     """A PostgreSQL where everybody may create objects in schema public, with a database that has a bus_bus."""
     with PostgreSQL({"log_line_prefix": traps.LOG_LINE_PREFIX}) as server:
-        server.execute("CREATE DATABASE %s OWNER %s" % (BUS, USER))
-        with contextlib.closing(server.connect(BUS, USER, PASSWORD, application_name="tests")) as odoo:
-            with odoo, odoo.cursor() as cr:
-                cr.execute("CREATE TABLE bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar)")
+        create_database(server, BUS)
         traps.let_everybody_create(server)
         yield server
 
@@ -136,22 +129,27 @@ def test_a_bus_bus_of_another_user_is_not_looked_into(server):
 
 def scenario(server, pooler, folder):
     """Have the addon do all for which it sends a statement: listen, lose, poll, catch up, check."""
-    with Proxy((server.host, server.port)) as direct, listening(direct, pooler) as (feed, watcher):
+    options = {"databases": [BUS], "CHECK_INTERVAL": 3, "POLL_INTERVAL": 1}
+    with (
+        Proxy((server.host, server.port)) as direct,
+        listening(pooler, directly(direct), ("imbus", "cron_trigger"), **options) as running,
+    ):
+        feed = running.feed
 
         def wait_for_mode(mode):
-            wait_until(lambda: watcher.mode == mode, 20, mode)
+            wait_until(lambda: running.supervisor.mode == mode, 20, mode)
 
         wait_for_mode(supervisor.LISTENING)
         server.execute("""NOTIFY imbus, '["heard"]'""")
         wait_for(feed, "imbus", "heard")
         direct.refuse()
         direct.cut()
-        wait_until(lambda: watcher.listener.session is None, 20, "the loss")
+        wait_until(lambda: running.listener.session is None, 20, "the loss")
         wait_for_mode(supervisor.POLLING)
         for _look in range(2):
             # No row of an earlier scenario is taken for it.
             name = uuid.uuid4().hex
-            write(server, name)
+            write_row(server, name)
             wait_for(feed, "imbus", name)
         direct.forward()
         wait_for_mode(supervisor.LISTENING)
@@ -159,10 +157,10 @@ def scenario(server, pooler, folder):
     for way in (server, pooler):
         assert connection.keeps_session(libpq_parameters(way)) is (way is server)
     listen_in_spite_of_a_bug(server)
-    assert "OK: listeners hear what Odoo sends" in check(server, pooler, folder)
+    assert HEARD in run_check(folder, odoo_conf(pooler), directly_to(server))[1]
 
 
-def write(server, channel):
+def write_row(server, channel):
     """Commit a row of bus_bus, and have no trap in the way of it."""
     statement = "INSERT INTO bus_bus (channel, create_date) VALUES (%s, pg_catalog.timezone('UTC', pg_catalog.now()))"
     server.execute(statement, ('"%s"' % channel,), BUS)
@@ -177,34 +175,6 @@ def wait_for(feed, channel, text):
         return any(name == channel and text in payload for name, payload in arrived)
 
     wait_until(has_arrived, 20, "%s on %s" % (text, channel))
-
-
-@contextlib.contextmanager
-def listening(direct, pooler):
-    """Yield a feed, and the supervisor of its listener."""
-
-    def opening(database):
-        return connection.opening(libpq_parameters(pooler, database))
-
-    def connect(_listener):
-        own = libpq_parameters(pooler)
-        return connection.connect(options.parameters(own), listener.DirectSession)
-
-    places = {"IMDISPATCHER_DB_HOST": direct.host, "IMDISPATCHER_DB_PORT": str(direct.port)}
-    options = settings.read({**places, "IMDISPATCHER_CHECK_INTERVAL": "3", "IMDISPATCHER_POLL_INTERVAL": "1"}, {})
-    feed = FakeFeed("imbus", "cron_trigger")
-    listens = listener.Listener("postgres", connect, lambda: False, Events(), 19)
-    listens.add(feed)
-    watcher = supervisor.Supervisor(listens, opening, Databases([BUS]), Backlog(opening), options)
-    threads = [threading.Thread(target=one.run, daemon=True) for one in (watcher, listens)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield feed, watcher
-    finally:
-        listens.close()
-        for thread in threads:
-            thread.join(20)
 
 
 class Refused(psycopg2.OperationalError):
@@ -227,15 +197,3 @@ def listen_in_spite_of_a_bug(server):
     with contextlib.closing(RefusingOnce(libpq_parameters(server))) as session:
         session.listen(frozenset(["imbus"]), lambda *_warning: None)
         assert session.refused
-
-
-def check(server, pooler, folder):
-    """Run check.py and return what it prints."""
-    conf = folder / "odoo.conf"
-    place = {"db_host": pooler.host, "db_port": pooler.port, "db_user": USER, "db_password": PASSWORD}
-    conf.write_text("[options]\n" + "".join("%s = %s\n" % item for item in place.items()))
-    foreign = re.compile("PG|IMDISPATCHER_|ODOO_|OPENERP_|HOME$")
-    variables = {name: value for name, value in os.environ.items() if not foreign.match(name)}
-    variables.update(IMDISPATCHER_DB_HOST=server.host, IMDISPATCHER_DB_PORT=str(server.port), HOME=str(folder))
-    command = [sys.executable, ADDON / "bus_alt_connection" / "check.py", "-c", conf]
-    return subprocess.run(command, env=variables, stdout=-1, stderr=-2, text=True, timeout=60).stdout

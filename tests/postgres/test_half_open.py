@@ -1,97 +1,41 @@
-"""A path that dies without a word, as a listener notices it without Odoo."""
+"""A path that dies without a word: how soon the listener and the server notice."""
 
 import contextlib
-import threading
 import time
 
 import psycopg2
 import pytest
 
 from bus_alt_connection import connection
-from bus_alt_connection.catchup import Backlog, Databases
-from bus_alt_connection.listener import DirectSession, Listener
-from bus_alt_connection.log import Journal, OutageLog
-from bus_alt_connection.settings import Settings
-from bus_alt_connection.supervisor import Supervisor
+from stack.namespaces import Network
 from stack.postgres import USER, PostgreSQL, libpq_parameters
-from stack.proxy import Proxy, black_hole
+from stack.proxy import Proxy
 from stack.waiting import wait_until
 from tests.support.background import background, in_background  # noqa: F401
+from tests.support.listening import directly, listening
 from tests.support.network import network
-from tests.unit.fakes import FakeFeed
+
+# Seconds that the server needs at most, and more for a busy machine.
+DEADLINE, TOLERANCE = 30, 3
 
 
-@contextlib.contextmanager
-def listening(server, through, settings):
-    """A listener with its supervisor in this very process; yields the former, and its feed, once it is confirmed."""
-
-    def pooled(dbname):
-        return connection.opening(libpq_parameters(server, dbname))
-
-    def direct(_listener):
-        return connection.connect(libpq_parameters(through), DirectSession)
-
-    listener = Listener("postgres", direct, lambda: False, Journal(OutageLog("postgres")))
-    feed = FakeFeed("imbus")
-    listener.add(feed)
-    supervisor = Supervisor(listener, pooled, Databases(), Backlog(pooled), settings)
-    for one in (listener, supervisor):
-        threading.Thread(target=one.run, daemon=True).start()
-    try:
-        wait_until(lambda: listener.deaf_since is None, 10, "the first check")
-        yield listener, feed
-    finally:
-        listener.remove(feed)
+def wait_until_heard(running):
+    wait_until(lambda: running.listener.deaf_since is None, 10, "the first check")
 
 
-def seconds_until_dropped(settings, deadline, stop=None, then=lambda listener, feed: None):
-    """Swallow the path of a new listener right after its first check, when the next is furthest, and do what follows.
-
-    :return: seconds from then on until the listener has given it up
-    """
-    with PostgreSQL() as server, Proxy((server.host, server.port)) as proxy:
-        with listening(server, proxy, settings) as (listener, feed):
-            session = listener.session
+@pytest.mark.parametrize("wants_more", [False, True], ids=["idle", "with a LISTEN on its way"])
+def test_a_silent_path_is_noticed_within_the_configured_interval(server, wants_more):
+    with Proxy((server.host, server.port)) as proxy:
+        with listening(server, directly(proxy), CHECK_INTERVAL=3) as running:
+            wait_until_heard(running)
+            listener, session = running.listener, running.listener.session
+            # Right after the first check, when the next is furthest.
             proxy.swallow()
             began = time.monotonic()
-            then(listener, feed)
-
-            def dropped():
-                return listener.session is not session or stop and stop.is_set()
-
-            wait_until(dropped, deadline, "the listener to give up a silent path", 0.05)
-            return time.monotonic() - began
-
-
-def test_a_silent_path_is_noticed_within_the_configured_interval():
-    settings = Settings()
-    settings.check_interval = 3.0
-    assert seconds_until_dropped(settings, 20) < 4
-
-
-def test_a_listen_on_a_silent_path_does_not_keep_a_listener_from_giving_it_up():
-    settings = Settings()
-    settings.check_interval = 3.0
-
-    def want_more(listener, feed):
-        listener.listen(feed, feed.channels | {"tests"})
-
-    assert seconds_until_dropped(settings, 20, then=want_more) < 4.5
-
-
-@in_background
-def test_a_silent_path_is_noticed_within_60_s_by_default(stop):
-    took = seconds_until_dropped(Settings(), 90, stop)
-    assert took < 61
-
-
-@in_background
-def test_connecting_is_given_up_after_5_s_by_default(_stop):
-    with black_hole() as (host, port):
-        began = time.monotonic()
-        with pytest.raises(psycopg2.OperationalError, match="%s:%s: no answer in 5 s" % (host, port)):
-            connection.connect({"host": host, "port": port, "user": USER})
-        assert 4.9 < time.monotonic() - began < 8
+            if wants_more:
+                listener.listen(running.feed, running.feed.channels | {"tests"})
+            wait_until(lambda: listener.session is not session, 20, "the listener to give up a silent path", 0.05)
+            assert time.monotonic() - began < 4.5
 
 
 @in_background
@@ -107,3 +51,50 @@ def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
                 direct.execute("SELECT 2", timeout=40)
             assert 8 < time.monotonic() - began < 25
             direct.close()
+
+
+def drop_of_a_vanished_listener(then=lambda server: None):
+    """Have the machine of a listener vanish, do what follows, and see that the server drops the listener in time."""
+    with network() as cable, PostgreSQL({"listen_addresses": "127.0.0.1,%s" % Network.near_host}) as server:
+        with open(server.data / "pg_hba.conf", "a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
+        server.reload()
+        server.host = Network.near_host
+        # The listener runs on the other machine, as its threads begin there.
+        with cable.far():
+            exits = contextlib.ExitStack()
+            running = exits.enter_context(listening(server, directly(server)))
+            wait_until_heard(running)
+        with exits:
+            backend = running.listener.session.facts.backend_pid
+
+            def state():
+                return [row.state for row in server.activity() if row.pid == backend]
+
+            wait_until(lambda: state() == ["idle"], 10, "the listener to have nothing to do")
+            cable.unplug()
+            then(server)
+            wait_until(lambda: not state(), DEADLINE + TOLERANCE, "the server to drop the listener", 0.2)
+
+
+@in_background
+def test_the_server_drops_an_idle_listener_whose_machine_has_vanished(_stop):
+    drop_of_a_vanished_listener()
+
+
+@in_background
+def test_the_server_drops_a_vanished_listener_to_which_a_notification_is_on_its_way(_stop):
+    drop_of_a_vanished_listener(lambda server: server.execute("SELECT pg_notify('imbus', '[]')"))
+
+
+def test_what_the_administrator_has_configured_for_lost_connections_stays():
+    configured = {"tcp_keepalives_idle": 77, "tcp_user_timeout": 88000}
+    of_role = {"tcp_keepalives_interval": 11, "tcp_keepalives_count": 9}
+    with PostgreSQL(configured) as server:
+        for name, value in of_role.items():
+            server.execute("ALTER ROLE %s SET %s = %d" % (USER, name, value))
+        with contextlib.closing(directly(server)()) as session:
+            session.listen({"imbus"}, lambda *_warning: None)
+            session.settle()
+            for name, value in {**configured, **of_role}.items():
+                assert session.row("SHOW " + name) == (str(value),)

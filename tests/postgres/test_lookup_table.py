@@ -8,56 +8,41 @@ import pytest
 from bus_alt_connection import connection
 from stack.pgbouncer import PgBouncer
 from stack.postgres import libpq_parameters
-from tests.support.backlog import AskedBacklog
-
-TABLE = "CREATE TABLE {0}.bus_bus (id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar)"
-INSERT = "INSERT INTO {0}.bus_bus (channel, create_date) VALUES (%s, '2020-01-01')"
+from tests.support.backlog import AskedBacklog, create_database, create_table, write
 
 
 @pytest.fixture
-def write(server):
-    """Return a function that writes a row into the table of a schema; all is in a new database ``x`` of Odoo's."""
-    server.execute("CREATE DATABASE x OWNER odoo")
-    server.execute(TABLE.format("public"), dbname="x")
-    server.execute("ALTER TABLE bus_bus OWNER TO odoo", dbname="x")
-    yield lambda channel, schema="public": server.execute(INSERT.format(schema), (channel,), "x")
+def backlog(server):
+    """One that has looked into the empty bus_bus of a new database ``x``."""
+    create_database(server, "x")
+    backlog = AskedBacklog(server)
+    assert backlog.missed("x") == []
+    yield backlog
     server.execute("DROP DATABASE x WITH (FORCE)")
 
 
-@pytest.fixture
-def backlog(server, write):
-    backlog = AskedBacklog(server)
-    assert backlog.missed("x") == []
-    backlog.now += 100
-    return backlog
-
-
-def test_what_another_client_left_in_the_pool_does_not_matter(server, write):
+def test_the_search_path_that_another_client_left_in_the_pool_does_not_matter(server, backlog):
     with PgBouncer(server, databases={"x": "pool_size=1"}) as pooler:
-        backlog = AskedBacklog(pooler)
-        assert backlog.missed("x") == []
         with contextlib.closing(pooler.connect("x")) as other, other.cursor() as cr:
             other.autocommit = True
             # As pg_dump does.
             cr.execute("SELECT pg_catalog.set_config('search_path', '', false)")
-            write("one")
-            assert backlog.missed("x", overlap=False) == ["one"]
+            write(server, "x", "one", age=0)
+            assert AskedBacklog(pooler).missed("x") == ["one"]
             cr.execute("SHOW search_path")
             assert cr.fetchone()[0].strip('"') == ""
         # Nor is anything left there by the look-up, or thrown away.
         assert "client disconnect" not in pooler.log()
 
 
-@pytest.mark.parametrize("schema", ["own", 'with "quotes" and 100%s'])
-def test_it_is_the_table_that_odoo_finds_by_its_name(server, write, backlog, schema):
-    quoted = '"%s"' % schema.replace('"', '""')
-    server.execute("CREATE SCHEMA %s AUTHORIZATION odoo" % quoted.replace("%", "%%"), (), "x")
-    server.execute(TABLE.format(quoted).replace("%", "%%"), (), "x")
-    server.execute(("ALTER TABLE %s.bus_bus OWNER TO odoo" % quoted).replace("%", "%%"), (), "x")
-    server.execute("ALTER ROLE odoo IN DATABASE x SET search_path = %s, public" % quoted.replace("%", "%%"), (), "x")
-    write("public")
-    server.execute(INSERT.format(quoted.replace("%", "%%")), ("own",), "x")
-    assert backlog.missed("x", overlap=False) == ["own"]
+def test_it_is_the_table_that_odoo_finds_by_its_name(server, backlog):
+    schema = '"with ""quotes"" and 100%s"'
+    server.execute("CREATE SCHEMA %s AUTHORIZATION odoo" % schema, dbname="x")
+    create_table(server, "x", schema)
+    server.execute("ALTER ROLE odoo IN DATABASE x SET search_path = %s, public" % schema, dbname="x")
+    write(server, "x", "public")
+    server.execute("INSERT INTO %s.bus_bus (channel, create_date) VALUES ('own', '2020-01-01')" % schema, dbname="x")
+    assert backlog.missed("x") == ["own"]
 
 
 OTHERS = {
@@ -75,38 +60,38 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_may_execute_something_of_another_user_is_not_read(server, write, backlog, kind):
+def test_what_may_execute_something_of_another_user_is_not_read(server, backlog, kind):
     change, reason = OTHERS[kind]
     server.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory")
     server.execute(change, dbname="x")
     for _ in range(2):
         with pytest.raises(psycopg2.Error, match=reason):
-            backlog.missed("x", overlap=False)
-    assert backlog._pending
-
-
-def test_a_table_of_a_role_that_odoos_belongs_to_will_do(server, write, backlog):
-    server.execute("CREATE ROLE owners; GRANT owners TO odoo")
-    server.execute("ALTER TABLE bus_bus OWNER TO owners", dbname="x")
-    write("one")
-    assert backlog.missed("x", overlap=False) == ["one"]
-    server.execute("ALTER TABLE bus_bus OWNER TO odoo", dbname="x")
-    server.execute("DROP ROLE owners")
-
-
-def test_a_standby_is_not_asked(server, write):
-    with server.standby() as standby:
-        backlog = AskedBacklog(standby)
-        with pytest.raises(psycopg2.Error, match="the pooler leads to a standby"):
             backlog.missed("x")
 
 
-def test_marks_and_checks_tell_a_server_by_the_same_value(server, write, backlog):
+def test_a_table_of_a_role_that_odoos_belongs_to_will_do(server, backlog):
+    server.execute("CREATE ROLE owners; GRANT owners TO odoo")
+    server.execute("ALTER TABLE bus_bus OWNER TO owners", dbname="x")
+    write(server, "x", "one")
+    assert backlog.missed("x") == ["one"]
+
+
+def test_a_standby_is_not_asked(server, backlog):
+    with server.standby() as standby, pytest.raises(psycopg2.Error, match="the pooler leads to a standby"):
+        AskedBacklog(standby).missed("x")
+
+
+def test_look_ups_and_checks_tell_a_server_by_the_same_value(server, backlog):
     with contextlib.closing(connection.connect(libpq_parameters(server))) as opened:
         assert opened.examine().started == backlog._marks["x"].moment.started
 
 
-# Only the server's own word ends it -----------------------------------------------------------------------------------
+# Only the server's own word ends a look-up that is pending ------------------------------------------------------------
+
+
+def test_a_database_that_does_not_exist_is_forgotten_through_a_pooler_too(pooler):
+    with pytest.raises(psycopg2.Error, match="nowhere is gone"):
+        AskedBacklog(pooler).missed("nowhere")
 
 
 class WithoutFallback(PgBouncer):
@@ -116,12 +101,7 @@ class WithoutFallback(PgBouncer):
         super()._write(name, [line.replace("\n* = ", "\n;* = ") for line in lines])
 
 
-def test_a_database_that_does_not_exist_is_forgotten_through_a_pooler_too(server):
-    with PgBouncer(server) as pooler, pytest.raises(psycopg2.Error, match="nowhere is gone"):
-        AskedBacklog(pooler).missed("nowhere")
-
-
-def test_a_database_that_the_pooler_does_not_know_stays_pending(server, write):
+def test_a_database_that_the_pooler_does_not_know_stays_pending(server, backlog):
     with WithoutFallback(server) as pooler:
         backlog = AskedBacklog(pooler)
         for _ in range(2):
@@ -129,10 +109,10 @@ def test_a_database_that_the_pooler_does_not_know_stays_pending(server, write):
                 backlog.missed("x")
 
 
-def test_a_database_that_allows_no_connections_stays_pending(server, write, backlog):
-    write("one")
+def test_a_database_that_allows_no_connections_stays_pending(server, backlog):
+    write(server, "x", "one")
     server.execute("ALTER DATABASE x ALLOW_CONNECTIONS false")
     with pytest.raises(psycopg2.Error, match="not currently accepting connections"):
-        backlog.missed("x", overlap=False)
+        backlog.missed("x")
     server.execute("ALTER DATABASE x ALLOW_CONNECTIONS true")
-    assert backlog.missed("x", overlap=False) == ["one"]
+    assert backlog.missed("x") == ["one"]

@@ -1,4 +1,4 @@
-"""What was missed, asked for in one step."""
+"""Databases with a bus_bus, and what was missed there, asked for in one step."""
 
 import psycopg2
 
@@ -6,7 +6,31 @@ from bus_alt_connection import connection
 from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.lookup import Moment
 from bus_alt_connection.tasks import Tasks
-from stack.postgres import libpq_parameters
+from stack.postgres import USER, libpq_parameters
+
+INSERT = """
+    INSERT INTO bus_bus (channel, message, create_date)
+    VALUES (%s, '{}', now() AT TIME ZONE 'UTC' - %s * interval '1 second')
+"""
+#: seconds; a row so old is found by its transaction, or not at all
+OLD = 7200
+
+
+def create_table(server, database, schema="public"):
+    """Create an empty bus_bus of Odoo's in a schema whose name is quoted, if need be."""
+    columns = "id serial PRIMARY KEY, create_date timestamp, channel varchar, message varchar"
+    server.execute("CREATE TABLE %s.bus_bus (%s)" % (schema, columns), dbname=database)
+    server.execute("ALTER TABLE %s.bus_bus OWNER TO %s" % (schema, USER), dbname=database)
+
+
+def create_database(server, name):
+    server.execute("CREATE DATABASE %s OWNER %s" % (name, USER))
+    create_table(server, name)
+
+
+def write(server, database, channel, age=OLD):
+    """Commit a row that looks ``age`` seconds old."""
+    server.execute(INSERT, (channel, age), database)
 
 
 class AskedBacklog(Backlog):
@@ -16,8 +40,11 @@ class AskedBacklog(Backlog):
         super().__init__(lambda database: connection.opening(libpq_parameters(server, database)))
         self.now = 1000.0
 
-    def missed(self, database, overlap=True):
-        """Return the channels that it would give, once it is asked; raise what keeps it from asking."""
+    def missed(self, database, overlap=False):
+        """Return the channels that it would give, once it is asked; raise what keeps it from asking.
+
+        :param overlap: whether to look back by date as well, as after an outage
+        """
         found = []
         self.add_pending([database], self.now, afresh=overlap)
         self._ask(database, found)
