@@ -81,7 +81,6 @@ class Connection:
                 arrived.clear()
             raise psycopg2.OperationalError(what)
         elif kind == "refused":
-            self.closed = 2
             raise psycopg2.OperationalError(what)
         else:
             self._take_answer(kind, what)

@@ -325,6 +325,8 @@ class _DirectClient:
         if silently:
             self._link.lose(silent=False)
             return
-        if reason:
+        if reason and not self.backend.busy:
             self._push("notice", "FATAL:  " + reason)
-        self._push("closed", "server closed the connection unexpectedly")
+            reason = None
+        # Who waits for an answer gets the reason in its place.
+        self._push("closed", reason or "server closed the connection unexpectedly")

@@ -69,7 +69,7 @@ def _listen(backend, statement, _values):
     elif stop:
         backend.listens.discard(channel)
     elif backend.cluster.standby and backend.is_direct:
-        raise Failure("0A000", "cannot execute LISTEN during recovery")
+        raise Failure("25006", "cannot execute LISTEN during recovery")
     else:
         backend.listens.add(channel)
 
@@ -237,6 +237,5 @@ _COLUMNS = [
     (_find(r"\b(txid|pg)_current_snapshot\b"), lambda backend, _values: backend.cluster.snapshot()),
     (_find(r"\bto_regclass\b"), lambda backend, _values: backend.cluster.has_bus(backend.database)),
     (_find(r"\bpg_notification_queue_usage\b"), lambda backend, _values: 0.0),
-    (_find(r"\bpg_listening_channels\b"), lambda backend, _values: sorted(backend.listens)),
     (_find(r"^\s*1\s*$"), lambda backend, _values: 1),
 ]
