@@ -38,6 +38,7 @@ def test_a_silent_path_is_noticed_within_the_configured_interval(server, wants_m
             assert time.monotonic() - began < 4.5
 
 
+@pytest.mark.rest
 @in_background
 def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
     with network() as cable, PostgreSQL() as server:
@@ -77,11 +78,13 @@ def drop_of_a_vanished_listener(then=lambda server: None):
             wait_until(lambda: not state(), DEADLINE + TOLERANCE, "the server to drop the listener", 0.2)
 
 
+@pytest.mark.rest
 @in_background
 def test_the_server_drops_an_idle_listener_whose_machine_has_vanished(_stop):
     drop_of_a_vanished_listener()
 
 
+@pytest.mark.rest
 @in_background
 def test_the_server_drops_a_vanished_listener_to_which_a_notification_is_on_its_way(_stop):
     drop_of_a_vanished_listener(lambda server: server.execute("SELECT pg_notify('imbus', '[]')"))

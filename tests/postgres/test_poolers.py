@@ -42,6 +42,7 @@ def test_a_session_that_was_not_heard_yet_changes_no_settings(server):
     assert "idle_session_timeout" not in server.log_since(mark)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("pooler", "without_way_past"),
     [
