@@ -109,6 +109,6 @@ def test_odoo_conf_alone_will_do_with_a_host_that_is_down_and_another_account_th
         assert [row.usename for row in stack.direct_connections()] == [USER]
     # An interval that is wrong does not keep it from connecting.
     (error,) = addonlog.troubles(stack)
-    assert error.message.startswith("IMDISPATCHER_CHECK_INTERVAL")
+    assert error.message.startswith("imdispatcher_check_interval is not a number")
     assert PASSWORD not in stack.odoo.log()
     assert pooled["password"] not in stack.odoo.log()
