@@ -1,6 +1,7 @@
-"""``GET /bus_alt_connection/health``, which anybody may ask."""
+"""What the health check says of how notifications arrive, and polling, by which they do while nothing listens."""
 
 import contextlib
+import re
 
 import pytest
 import requests
@@ -8,6 +9,9 @@ import requests
 from stack.odoo import series_number
 from stack.stack import Stack
 from stack.waiting import wait_until
+from tests.support.addonlog import bus_pid, records, wait_for_record, wait_until_confirmed
+from tests.support.flow import flowing
+from tests.support.traffic import statements
 
 NOT_SENT = "nothing can be sent through the connection of Odoo's other cursors"
 #: what may be said in words in each mode: neither hosts nor accounts nor databases
@@ -27,6 +31,13 @@ NO_LISTENER = {
     "round_trip_ms": None,
     "reconnects": 0,
 }
+#: seconds until what is looked for every second is there: generous, for a busy machine
+SOON = 15
+BEGINS = (
+    "nothing listens on database postgres: looking into bus_bus every 1 s instead,"
+    " so that notifications arrive late but arrive"
+)
+TAKEN_OVER = "the listener of database postgres has taken over from polling"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +89,14 @@ def probe_without_traces(stack):
         assert sessions(stack) <= before + 1, "a session is kept for each probe"
 
 
+def ticks(stack, since):
+    return [one for one in statements(stack, since) if re.search(r"txid_current_snapshot.*\bbus_bus\b", one.text)]
+
+
+def wait_for_ticks(stack, count, since):
+    wait_until(lambda: len(ticks(stack, since)) >= count, SOON, "%d looks" % count, 0.1, stack.odoo.log_tail)
+
+
 @pytest.mark.matrix
 def test_health_passes_where_nobody_listens_and_where_the_listener_is_well(stack):
     if stack.odoo.workers:
@@ -90,6 +109,30 @@ def test_health_passes_where_nobody_listens_and_where_the_listener_is_well(stack
         assert 0 <= says["seconds_since_check"] < 60
         assert 0 < says["round_trip_ms"] < 5000
         probe_without_traces(stack)
+
+
+def test_polling_begins_and_ends_with_a_line_in_the_log_each_and_nothing_is_lost_or_doubled(stack):
+    with stack.client(["flow"]) as client:
+        wait_until_confirmed(stack)
+        with flowing(stack, client, "flow", 0.03, SOON):
+            mark = stack.odoo.log_mark()
+            stack.proxy.refuse()
+            stack.proxy.cut()
+            wait_for_record(stack, BEGINS, mark)
+            wait_for_ticks(stack, 3, stack.server.log_mark())
+            stack.proxy.forward()
+            wait_for_record(stack, TAKEN_OVER, mark)
+            wait_until_confirmed(stack, mark)
+    said = [(found.level, found.message) for found in records(stack, mark, bus_pid(stack))]
+    expected = [
+        ("WARNING", "lost the listener of database postgres: "),
+        ("WARNING", BEGINS),
+        # A line about the connection comes half a second later than it happened.
+        ("INFO", TAKEN_OVER),
+        ("INFO", "listening again on "),
+    ]
+    assert [(level, message[: len(text)]) for (level, message), (_, text) in zip(said, expected)] == expected
+    assert len(said) == len(expected)
 
 
 @pytest.mark.matrix

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from stack.waiting import wait_until
 from tests.support import addonlog, traffic
 from tests.support.actions import ScheduledAction
 from tests.support.machine import Machine
+from tests.support.payloads import HOSTILE
 
 # An addon that knows nothing of ours: see there for what it does.
 OTHER = "other_listeners"
@@ -174,6 +176,35 @@ def test_a_listener_that_is_handed_its_cursor_hears_and_writes(stack):
 
 
 @pytest.mark.matrix
+def test_whatever_is_sent_on_imbus_the_bus_goes_on(stack):
+    client = stack.client(["payload"])
+    addonlog.wait_until_confirmed(stack)
+    begin = stack.odoo.log_mark()
+    sender = stack.sender(direct=True)
+    # The first is the one that the log shows.
+    sender.notify("\x1b[31mé\nfaked line\u202e" + "y" * 5000)
+    for payload in HOSTILE.values():
+        sender.notify(payload)
+    stack.send("payload", "after the garbage")
+    client.wait_for("after the garbage")
+    for payload in _random_payloads(3000):
+        sender.notify(payload)
+    client.subscribe(["payload"], stack.last_id())
+    stack.send("payload", "after much garbage")
+    client.wait_for("after much garbage")
+    sender.close()
+
+    addonlog.wait_for_record(stack, "dropped a notification", begin)
+    log = stack.odoo.log_since(begin)
+    assert not re.search("Traceback|ERROR|CRITICAL", log), log
+    ((_pid, level, message),) = addonlog.troubles(stack, begin)
+    assert level == "WARNING"
+    assert re.match(r"dropped a notification .*, sent by backend pid \d+ on channel imbus: ", message)
+    assert re.search(r": '\\x1b\[31m\\xe9\\nfaked line\\u202ey+'$", message)
+    assert len(message) < 300
+
+
+@pytest.mark.matrix
 def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     # By the log of all that the tests above have set off.
     said = traffic.statements(stack)
@@ -199,6 +230,14 @@ def test_without_the_addon_nothing_arrives_and_triggered_actions_wait(new_stack)
     listens = [one for one in traffic.statements(stack) if one.listens]
     assert listens
     assert all(one.pooled for one in listens)
+
+
+def _random_payloads(count):
+    """Yield payloads that are put together from pieces of JSON, always the same."""
+    generator = random.Random(count)
+    pieces = '[ [[ ] ]] { } : , " "a" "\\u0000" "\\ud800" 1 1e999 NaN null'.split()
+    for _ in range(count):
+        yield "[%s]" % "".join(generator.choices(pieces, k=generator.randrange(12)))
 
 
 def _channels_by_process(stack):

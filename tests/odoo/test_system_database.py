@@ -153,7 +153,7 @@ def test_a_role_that_may_only_connect_to_odoos_own_database_has_that_for_both(ne
     assert REFUSED not in stack.server.log()
 
 
-@pytest.mark.variants("14.0-threaded", "19.0-prefork")
+@pytest.mark.variants("14.0-prefork", "19.0-threaded")
 def test_a_system_database_that_can_not_be_had_is_told_and_odoo_starts(new_stack):
     def environment(stack):
         stack.server.execute("CREATE DATABASE customer")

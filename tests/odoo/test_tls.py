@@ -36,9 +36,9 @@ def stack(variant, authorities, tmp_path_factory):
         yield stack
 
 
-def variables(stack, authority, host="localhost"):
+def variables(stack, authority):
     return {
-        "IMDISPATCHER_DB_HOST": host,
+        "IMDISPATCHER_DB_HOST": "localhost",
         "IMDISPATCHER_DB_HOSTADDR": stack.server.host,
         "IMDISPATCHER_DB_PORT": str(stack.server.port),
         "IMDISPATCHER_DB_SSLMODE": "verify-full",
@@ -54,17 +54,12 @@ def test_listeners_take_a_certificate_that_is_right_and_no_other(stack, authorit
         client.wait_for("hello")
         assert {row.ssl for row in stack.server.execute(encrypted)} == {True}
 
-    wrong = [
-        ("another", "localhost", "certificate verify failed"),
-        ("ours", "elsewhere.test", "does not match host name"),
-    ]
-    for authority, host, reason in wrong:
-        mark = stack.odoo.run_with(variables(stack, authorities[authority], host))
-        with stack.client(listening=False) as client:
-            refused = "ERROR .*can't listen on database postgres: %s:%s: (.*)" % (host, stack.server.port)
-            assert reason in stack.odoo.wait_for_log(refused, mark)[1]
-            stack.odoo.wait_for_log("WARNING .*looking into bus_bus every 5 s", mark)
-            stack.send("tests", "polled")
-            client.wait_for("polled", 10)
-        assert not stack.direct_connections()
-        assert PASSWORD not in stack.odoo.log_since(mark)
+    mark = stack.odoo.run_with(variables(stack, authorities["another"]))
+    with stack.client(listening=False) as client:
+        refused = "ERROR .*can't listen on database postgres: localhost:%s: (.*)" % stack.server.port
+        assert "certificate verify failed" in stack.odoo.wait_for_log(refused, mark)[1]
+        stack.odoo.wait_for_log("WARNING .*looking into bus_bus every 5 s", mark)
+        stack.send("tests", "polled")
+        client.wait_for("polled", 10)
+    assert not stack.direct_connections()
+    assert PASSWORD not in stack.odoo.log_since(mark)
