@@ -11,6 +11,8 @@ from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, 
 from tests.support.flow import flowing
 from tests.support.outage import LOST, direct_way_closed
 
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
+
 #: seconds until what was sent in an outage is there; the addon itself waits up to 5 before it tries again
 SOON = 10
 

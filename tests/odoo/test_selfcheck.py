@@ -20,7 +20,8 @@ pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
 @pytest.fixture(scope="module")
 def stack(variant):
     environment = {"IMDISPATCHER_CHECK_INTERVAL": str(INTERVAL), "IMDISPATCHER_POLL_INTERVAL": "1"}
-    with Stack(*variant, environment=environment, proxy=True, jobs=False) as stack:
+    # With a filter Odoo 14.0 has no answer while the pooler is away, see test_health.
+    with Stack(*variant, environment=environment, conf={"dbfilter": None}, proxy=True, jobs=False) as stack:
         yield stack
 
 

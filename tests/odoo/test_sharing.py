@@ -18,6 +18,8 @@ from stack.waiting import wait_until
 from tests.support.addonlog import records, troubles
 from tests.support.machine import Machine, sharing_socket
 
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
+
 INTERVAL = 3
 #: seconds until what happens at once is there, and what happens by the next check; generous, for a busy machine
 AT_ONCE, SOON = 5, INTERVAL + 10
