@@ -161,6 +161,7 @@ def test_health_degrades_while_polling_fails_without_any_way_and_recovers(stack)
 
 
 @pytest.mark.rest
+@pytest.mark.variants("19.0-prefork")
 def test_health_needs_no_database(stack):
     # From now on with several, so that Odoo can not know which one is meant.
     with contextlib.closing(stack.server.connect(user=stack.server.user, password=stack.server.password)) as connection:

@@ -25,6 +25,7 @@ class End(NamedTuple):
 
 @pytest.mark.matrix
 @pytest.mark.rest
+@pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
 def test_sigterm_ends_odoo_as_it_does_without_the_addon(variant):
     # Without a pooler, since it must be one that listens in vain for nothing.
     without, with_addon = _end(variant, addon=None, pooler=False), _end(variant)

@@ -86,6 +86,7 @@ def test_all_that_odoo_does_on_postgres_is_done_on_a_system_database_of_ones_own
 
 
 @pytest.mark.rest
+@pytest.mark.variants("14.0-threaded", "19.0-prefork")
 def test_the_manager_makes_lists_and_drops_a_database(stack):
     new = DATABASE + "_new"
     assert databases(stack) == [DATABASE]
