@@ -7,9 +7,10 @@ import pytest
 from stack import ports
 from stack.odoo import Odoo
 from stack.postgres import PASSWORD, USER
-from tests.support import addonlog
+from tests.support import addonlog, traffic
 
 MARK = "S3CR3T"
+OWN_NOTIFY = "CREATE FUNCTION own_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT pg_notify($1, $2)'"
 
 pytestmark = pytest.mark.variants("14.0-threaded", "19.0-threaded")
 
@@ -95,10 +96,16 @@ class _OdooByConf(Odoo):
         ports.release_port(self.dead)
 
 
-def test_odoo_conf_alone_will_do_with_a_host_that_is_down_and_another_account_than_the_poolers(new_stack, monkeypatch):
+def test_odoo_conf_alone_will_do_with_a_host_that_is_down_and_an_account_and_a_function_of_ones_own(
+    new_stack, monkeypatch
+):
+    def environment(stack):
+        stack.server.execute(OWN_NOTIFY)
+        return {"ODOO_NOTIFY_FUNCTION": "own_notify"}
+
     monkeypatch.setattr("stack.stack.Odoo", _OdooByConf)
     pooled = {"user": "pooled", "password": "pooled-s3cret"}
-    stack = new_stack(jobs=False, direct=False, pooler_options=pooled)
+    stack = new_stack(jobs=False, direct=False, pooler_options=pooled, environment=environment)
     with stack.client() as client:
         live = "at %s:%d " % (stack.server.host, stack.server.port)
         assert live in addonlog.wait_until_confirmed(stack).message
@@ -107,6 +114,9 @@ def test_odoo_conf_alone_will_do_with_a_host_that_is_down_and_another_account_th
         stack.send("tests", "hello again")
         client.wait_for("hello", 10)
         assert [row.usename for row in stack.direct_connections()] == [USER]
+    checks = [one.text for one in traffic.statements(stack) if "'bus_alt_connection_" in one.text and not one.listens]
+    assert checks
+    assert all("own_notify" in text for text in checks)
     # An interval that is wrong does not keep it from connecting.
     (error,) = addonlog.troubles(stack)
     assert error.message.startswith("imdispatcher_check_interval is not a number")
