@@ -12,6 +12,8 @@ from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, troubles, wait_until_confirmed
 from tests.support.machine import Machine
 
+pytestmark = pytest.mark.rest
+
 VARIANT = ("19.0", 2)
 RELOADS = 2
 # Seconds. A cron worker of Odoo that handles the signal to end a moment after it was woken up by it sleeps once more,
