@@ -8,7 +8,7 @@ from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import troubles, wait_for_record, wait_until_confirmed
-from tests.support.poolers import skip_without
+from tests.support.realpoolers import skip_without
 
 pytestmark = pytest.mark.rest
 

@@ -15,8 +15,8 @@ from stack.pgbouncer import PgBouncer
 from stack.postgres import PASSWORD, USER, PostgreSQL
 from stack.proxy import black_hole
 from tests.support.checking import CHECK, HEARD, directly_to, odoo_conf, run_check
+from tests.support.listening import hand_on_pid
 from tests.support.overheard import overheard
-from tests.support.poolers import hand_on_pid
 
 WRONG_PASSWORD = "zulu'yankee=xray whiskey"
 NO_POOLER = "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"
@@ -292,39 +292,34 @@ def test_a_pooler_that_hands_on_the_servers_pid_is_no_server(run_here, small, mo
     assert IS_POOLER in error
 
 
-class LazyPooler:
-    """Leaves its one server connection with a client until another one wants it: luck, as long as nobody does."""
+class Lazy(connection.Connection):
+    """To a pooler that leaves its one server connection with a client until another one wants it."""
 
-    client = None
+    owner, parameters = None, {"host": "lazy"}
 
-    def connect(self, parameters):
-        return LazilyPooled(self, parameters)
+    def __init__(self, *_arguments):
+        self.heard = []
 
-
-class LazilyPooled(connection.Connection):
-    def __init__(self, pooler, parameters):
-        self.parameters, self._pooler, self._heard = parameters, pooler, []
-
-    def execute(self, query, values=None, timeout=0):
+    def execute(self, query, values=None, _timeout=0):
         if "pg_notify" in query:
             # Sent by another way.
-            self._pooler.client._heard.append(Notify(1, *values))
+            Lazy.owner.heard.append(Notify(1, *values))
         else:
-            self._pooler.client = self
+            Lazy.owner = self
 
     def receive(self):
-        heard, self._heard = self._heard, []
-        return heard
-
-    def close(self):
-        pass
+        return self.heard
 
     def examine(self):
         return connection.Facts("lazy:6432", 1, False, False, "postgres", "15.18", 1)
 
+    def close(self):
+        pass
+
 
 def test_luck_is_no_proof_of_a_pooler_that_keeps_the_connection(run_here, monkeypatch):
-    monkeypatch.setattr(connection, "connect", LazyPooler().connect)
+    # As long as nobody wants it.
+    monkeypatch.setattr(connection, "connect", Lazy)
     monkeypatch.setattr(connection, "keeps_session", lambda parameters: False)
     (error,) = lines(run_here("[options]\ndb_host = 127.0.0.1\n"), "ERROR")
     assert IS_POOLER in error

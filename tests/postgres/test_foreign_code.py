@@ -13,12 +13,12 @@ import psycopg2
 import pytest
 
 from bus_alt_connection import connection, listener, supervisor
-from stack.postgres import PASSWORD, USER, PostgreSQL, libpq_parameters
+from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
 from stack.stack import ADDON
 from stack.waiting import wait_until
 from tests.support import traps
-from tests.support.backlog import AskedBacklog, create_database
+from tests.support.backlog import create_database
 from tests.support.checking import HEARD, directly_to, odoo_conf, run_check
 from tests.support.listening import directly, listening
 
@@ -106,22 +106,6 @@ def test_the_scenario_sends_each_statement_of_the_addon(seen):
     assert {name: names[name] for name in missing} == {}
     # Statements that call nothing.
     assert {"lock", "listen", "unlisten"} <= traps.names_in(seen)
-
-
-def test_a_bus_bus_of_another_user_is_not_looked_into(server):
-    database = "plain"
-    server.execute("CREATE DATABASE %s" % database)
-    server.execute("GRANT CREATE ON SCHEMA public TO PUBLIC", dbname=database)
-    traps.make_bus_bus(server, database)
-    backlog = AskedBacklog(server)
-    mark = server.log_mark()
-    with pytest.raises(psycopg2.Error, match="belongs to another role"):
-        backlog.missed(database)
-    assert traps.caught(server.log_since(mark), USER) == []
-    # And it would have run that code.
-    with contextlib.closing(server.connect(database, USER, PASSWORD)) as odoo, odoo.cursor() as cr:
-        cr.execute("SELECT channel FROM bus_bus")
-    assert traps.MARK in traps.caught(server.log_since(mark), USER)[0]
 
 
 # What the addon does ----------------------------------------------------------

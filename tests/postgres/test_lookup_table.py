@@ -107,12 +107,3 @@ def test_a_database_that_the_pooler_does_not_know_stays_pending(server, backlog)
         for _ in range(2):
             with pytest.raises(psycopg2.Error, match="no such database"):
                 backlog.missed("x")
-
-
-def test_a_database_that_allows_no_connections_stays_pending(server, backlog):
-    write(server, "x", "one")
-    server.execute("ALTER DATABASE x ALLOW_CONNECTIONS false")
-    with pytest.raises(psycopg2.Error, match="not currently accepting connections"):
-        backlog.missed("x")
-    server.execute("ALTER DATABASE x ALLOW_CONNECTIONS true")
-    assert backlog.missed("x") == ["one"]

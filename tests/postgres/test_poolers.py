@@ -7,8 +7,8 @@ from bus_alt_connection.log import CONFIRMED, UNHEARD
 from stack.pgbouncer import PgBouncer
 from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from tests.support.checking import HEARD, directly_to, odoo_conf, run_check
-from tests.support.listening import directly, listening
-from tests.support.poolers import hand_on_pid, skip_without
+from tests.support.listening import directly, hand_on_pid, listening
+from tests.support.realpoolers import skip_without
 
 
 @pytest.mark.parametrize("sender", ["server", "pooler"])

@@ -91,19 +91,6 @@ def set_traps(server, statements, database):
             cr.execute("; ".join(made))
 
 
-def make_bus_bus(server, database):
-    """Make a bus_bus that runs a trap for whoever reads it."""
-    with contextlib.closing(server.connect(database, OWNER, _PASSWORD, application_name="tests")) as attacker:
-        with attacker, attacker.cursor() as cr:
-            cr.execute(_trap("trap_policy", [], "bool"))
-            cr.execute(
-                "CREATE TABLE bus_bus (id serial, create_date timestamp DEFAULT now(), channel text DEFAULT '1')"
-            )
-            cr.execute("INSERT INTO bus_bus DEFAULT VALUES; GRANT SELECT ON bus_bus TO PUBLIC")
-            cr.execute("ALTER TABLE bus_bus ENABLE ROW LEVEL SECURITY")
-            cr.execute("CREATE POLICY trap ON bus_bus USING (public.trap_policy())")
-
-
 def remove_traps(server, database):
     server.execute("DROP OWNED BY %s" % OWNER, dbname=database)
 
