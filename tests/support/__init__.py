@@ -4,6 +4,8 @@
 - :mod:`.addonlog` reads what the addon has logged, :mod:`.traffic` who said what to PostgreSQL, and which way
 - :mod:`.flow` sends messages all the time, :mod:`.discuss` is people who talk in browsers
 - :mod:`.payloads`, :mod:`.secrets`, :mod:`.certificates` and :mod:`.deployment` are what is tried
+- :mod:`.listening` runs a listener and its supervisor in this process, :mod:`.checking` the program ``check.py``;
+  :mod:`.backlog` makes databases with a bus_bus and looks into them
 - :mod:`.background` runs long tests beside others, :mod:`.network` can be unplugged
 - ``addons/`` are addons for Odoo that listen in ways of their own
 """
