@@ -149,7 +149,6 @@ class Steps:
 
     def asking(self, one):
         self.note("pid", one, lambda: self.answer(one, connection.PID) == [(one.get_backend_pid(),)])
-        self.note("numbers", one, lambda: [type(number) for number in (one.fileno(), one.server_version)])
         self.ask_kinds(one, connection._FACTS)
         self.ask(one, listener._READ_SETTINGS, (["idle_session_timeout", "tcp_user_timeout"],))
         self.ask_kinds(one, lookup._DATABASES)
