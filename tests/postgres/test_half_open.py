@@ -11,7 +11,6 @@ from stack.namespaces import Network
 from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
 from stack.waiting import wait_until
-from tests.support.background import background, in_background  # noqa: F401
 from tests.support.listening import directly, listening
 from tests.support.network import network
 
@@ -39,8 +38,7 @@ def test_a_silent_path_is_noticed_within_the_configured_interval(server, wants_m
 
 
 @pytest.mark.rest
-@in_background
-def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
+def test_lost_packets_are_noticed_while_something_is_on_the_way():
     with network() as cable, PostgreSQL() as server:
         with Proxy((server.host, server.port), cable.listening()) as proxy:
             direct = connection.connect(libpq_parameters(proxy))
@@ -54,40 +52,30 @@ def test_lost_packets_are_noticed_while_something_is_on_the_way(_stop):
             direct.close()
 
 
-def drop_of_a_vanished_listener(then=lambda server: None):
-    """Have the machine of a listener vanish, do what follows, and see that the server drops the listener in time."""
+@pytest.mark.rest
+def test_the_server_drops_listeners_whose_machine_has_vanished():
     with network() as cable, PostgreSQL({"listen_addresses": "127.0.0.1,%s" % Network.near_host}) as server:
         with open(server.data / "pg_hba.conf", "a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
         server.reload()
         server.host = Network.near_host
-        # The listener runs on the other machine, as its threads begin there.
-        with cable.far():
-            exits = contextlib.ExitStack()
-            running = exits.enter_context(listening(server, directly(server)))
-            wait_until_heard(running)
-        with exits:
-            backend = running.listener.session.facts.backend_pid
+        with contextlib.ExitStack() as exits:
+            # They run on the other machine, as their threads begin there.
+            with cable.far():
+                idle = exits.enter_context(listening(server, directly(server), ["idle"]))
+                notified = exits.enter_context(listening(server, directly(server), ["notified"]))
+                wait_until_heard(idle)
+                wait_until_heard(notified)
+            backends = [one.listener.session.facts.backend_pid for one in (idle, notified)]
 
-            def state():
-                return [row.state for row in server.activity() if row.pid == backend]
+            def states():
+                return [row.state for row in server.activity() if row.pid in backends]
 
-            wait_until(lambda: state() == ["idle"], 10, "the listener to have nothing to do")
+            wait_until(lambda: states() == ["idle"] * 2, 10, "the listeners to have nothing to do")
             cable.unplug()
-            then(server)
-            wait_until(lambda: not state(), DEADLINE + TOLERANCE, "the server to drop the listener", 0.2)
-
-
-@pytest.mark.rest
-@in_background
-def test_the_server_drops_an_idle_listener_whose_machine_has_vanished(_stop):
-    drop_of_a_vanished_listener()
-
-
-@pytest.mark.rest
-@in_background
-def test_the_server_drops_a_vanished_listener_to_which_a_notification_is_on_its_way(_stop):
-    drop_of_a_vanished_listener(lambda server: server.execute("SELECT pg_notify('imbus', '[]')"))
+            # On its way to one of them.
+            server.execute("NOTIFY notified")
+            wait_until(lambda: not states(), DEADLINE + TOLERANCE, "the server to drop them", 0.2)
 
 
 def test_what_the_administrator_has_configured_for_lost_connections_stays():

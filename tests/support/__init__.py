@@ -6,6 +6,6 @@
 - :mod:`.payloads`, :mod:`.secrets`, :mod:`.certificates` and :mod:`.deployment` are what is tried
 - :mod:`.listening` runs a listener and its supervisor in this process, :mod:`.checking` the program ``check.py``;
   :mod:`.backlog` makes databases with a bus_bus and looks into them
-- :mod:`.background` runs long tests beside others, :mod:`.network` can be unplugged
+- :mod:`.network` can be unplugged
 - ``addons/`` are addons for Odoo that listen in ways of their own
 """

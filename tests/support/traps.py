@@ -6,6 +6,7 @@ combination of types that may occur. A trap writes a line to the server's log, w
 transaction does.
 """
 
+import collections
 import contextlib
 import itertools
 import re
@@ -25,23 +26,19 @@ _HIDDEN_OPERATORS = {"=", "<>", "<=", ">=", "~~"}
 _COMPARE = re.compile("[=<>~]")
 
 _LITERAL = re.compile(r"E?'(?:[^'\\]|''|\\.)*'")
-_LOGGED = re.compile(r"^(?P<prefix>\d{4}-\d\d-\d\d .*?) (?P<level>[A-Z]+):  (?P<text>.*(?:\n\t.*)*)", re.MULTILINE)
+_LOGGED = re.compile(r"^\d{4}-\d\d-\d\d .*?\[(\d+)\] (\S*) (.*?) ?([A-Z]+):  (.*(?:\n\t.*)*)", re.MULTILINE)
 
 #: For ``log_line_prefix``: pid, role and application.
 LOG_LINE_PREFIX = "%m [%p] %u %a "
 
 
-class Entry:
-    """A line of the server's log: ``pid``, ``role``, ``application``, ``level`` and ``text``."""
-
-    def __init__(self, match):
-        self.pid, self.role, self.application = re.search(r"\[(\d+)\] (\S*) ?(.*)", match["prefix"]).groups()
-        self.level, self.text = match["level"], match["text"]
+#: a line of the server's log
+Entry = collections.namedtuple("Entry", "pid role application level text")
 
 
 def entries(log):
     """Return what the server has logged, a list of `Entry`."""
-    return [Entry(match) for match in _LOGGED.finditer(log)]
+    return [Entry(*found) for found in _LOGGED.findall(log)]
 
 
 def statements_of(log, role):
