@@ -213,6 +213,12 @@ def test_the_system_database_is_that_of_both_ways(run, server, pooler):
     assert len(said) > 1 and set(said) == {"template1"}
 
 
+def test_the_function_that_odoo_notifies_with_is_tried(run, server, pooler):
+    variables = dict(directly_to(server), ODOO_NOTIFY_FUNCTION="no_such_function")
+    (error,) = lines(run(odoo_conf(pooler), variables, code=1), "ERROR")
+    assert "function no_such_function(unknown, unknown) does not exist" in error
+
+
 def test_a_system_database_that_there_is_not_is_told_in_any_terminal(run, server, pooler):
     variables = dict(directly_to(server, DBNAME="straße"), PYTHONIOENCODING="ascii")
     errors = lines(run(odoo_conf(pooler), variables, code=1), "ERROR")
