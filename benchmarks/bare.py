@@ -15,8 +15,8 @@ import psycopg2
 
 from stack.commands import run
 from stack.postgres import SUPERUSER, SUPERUSER_PASSWORD
+from stack.servers import postgres_programs
 from stack.stack import ADDON
-from stack.system import postgres_bin
 
 from . import child
 
@@ -37,7 +37,7 @@ def notifies_per_second(server, seconds, cpus=None):
     # That of this machine for all versions of servers: the sender is not what is compared.
     environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
     only = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
-    printed = run([*only, postgres_bin() / "pgbench", *options, *place], env=environment, timeout=seconds + 60)
+    printed = run([*only, postgres_programs() / "pgbench", *options, *place], env=environment, timeout=seconds + 60)
     return float(re.search(r"^tps = ([\d.]+)", printed, re.MULTILINE)[1])
 
 

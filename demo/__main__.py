@@ -85,7 +85,7 @@ def _try(title, with_addon):
 
 
 def _variables(with_addon):
-    names = ["SERIES", "ODOO", "WORKERS", "DIRECT", "POSTGRESQL", "PGBOUNCER"]
+    names = ["SERIES", "ODOO", "WORKERS", "DIRECT", "POSTGRESQL"]
     # For make it is what makes the tools, which need not suit Odoo.
     if os.environ.get("ODOO"):
         names.append("PYTHON")

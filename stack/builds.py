@@ -11,16 +11,15 @@ import hashlib
 import json
 import os
 import re
-import sys
 import textwrap
 from pathlib import Path
 
 from .archive import CACHE, locked
-from .clones import Unavailable, find_clone, is_cloned
+from .clones import Unavailable, clone_folder, find_clone
 from .commands import CommandError, reason, run, say
 from .debian import package_versions, unpack_packages
-from .pythons import REQUIREMENTS, find_environment
-from .trees import read_tree
+from .pythons import find_environment
+from .trees import Tree, read_tree
 
 #: The versions of Python that run a series, the best first.
 PYTHONS = {
@@ -31,7 +30,7 @@ PYTHONS = {
     "16.0": ("3.11", "3.10"),
     "17.0": ("3.11", "3.12", "3.10"),
     "18.0": ("3.12", "3.11", "3.13", "3.10"),
-    "19.0": ("3.12", "3.13", "3.11", "3.10"),
+    "19.0": ("3.12", "3.13", "3.11", "3.14", "3.10"),
     "19.1": ("3.12", "3.13"),
 }
 
@@ -65,6 +64,8 @@ class Build:
     addons_paths: list
     #: where it comes from, for people
     description: str
+    #: version of Odoo, as the table of ``make matrix`` has it
+    version: str
     #: version of Python
     python: str
     #: version of psycopg2
@@ -89,26 +90,15 @@ def find_build(series=None, tree=None, python=None):
     :raise RuntimeError: it can not be had; the message says why, and what to do
     """
     if tree is None and series in _USED:
-        tree, chosen = _USED[series]
-        python = python or chosen
-    if tree is not None:
-        return _build_from_tree(Path(tree).resolve(), series, python)
-    if series not in PYTHONS:
+        tree, python = _USED[series]
+    if tree is None and series not in PYTHONS:
         raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
-    # Where Debian once could not give it, it is not asked each time.
-    if series not in DEBIAN or is_cloned(series):
-        return _build_from_tree(find_clone(series), series, python)
-    try:
-        folder = _unpack_from_debian(series)
-    except RuntimeError as error:
-        why = reason(error)
-        say("Debian's Odoo %s can not be had: %s" % (series, why))
-        try:
-            clone = find_clone(series)
-        except Unavailable as also:
-            raise Unavailable(series, "%s; nor from Debian: %s" % (also.why, why)) from error
-        return _build_from_tree(clone, series, python)
-    return _build_from_debian(folder, series, python)
+    if tree is None:
+        # Where Debian once could not give it, it is not asked each time.
+        if series in DEBIAN and not clone_folder(series).exists():
+            return _build_from_debian(series, python)
+        tree = find_clone(series)
+    return _build_from_tree(tree, python)
 
 
 def use(odoo, python=None):
@@ -122,24 +112,6 @@ def use(odoo, python=None):
     build = find_build(python=python, **{"tree" if is_tree else "series": odoo})
     _USED[build.series] = build.root if is_tree else None, python
     return build.series
-
-
-def tree_release(tree):
-    """Return series and version of a source tree, such as "15.0" and "15.0-20221019"; both are the same in a clone.
-
-    The series of saas~19.1, as Odoo's own servers have it, and of 19.1a1, an alpha, is "19.1".
-
-    :raise RuntimeError: it is none, or none of a known series
-    """
-    found = _read_known(tree)
-    return found.series, found.version
-
-
-def _read_known(tree):
-    found = read_tree(tree)
-    if found.series not in PYTHONS:
-        raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (tree, found.series, ", ".join(PYTHONS)))
-    return found
 
 
 def run_python(build, script, *arguments, **variables):
@@ -159,63 +131,56 @@ def run_python(build, script, *arguments, **variables):
     return json.loads(printed)
 
 
-def _unpack_from_debian(series):
+def _build_from_debian(series, python):
     suite, packages = DEBIAN[series]
     folder = CACHE / ("odoo-" + series)
-    with locked("odoo-" + series):
+    with locked(folder.name):
         if not folder.exists():
             say("downloading Odoo %s from Debian ..." % series)
-            unpack_packages(suite, packages, folder, _NOT_UNPACKED)
-    return folder
-
-
-def _build_from_debian(folder, series, python):
-    _suite, packages = DEBIAN[series]
+            try:
+                unpack_packages(suite, packages, folder, _NOT_UNPACKED)
+            except RuntimeError as error:
+                return _build_instead_of_debian(series, python, reason(error))
+    (version,) = [one.split()[1] for one in package_versions(folder) if one.startswith(packages[0] + " ")]
     root = folder / "usr" / "lib" / "python3" / "dist-packages"
-    return _build(
-        series,
-        python,
-        root=root,
-        script=folder / "usr" / "bin" / "odoo",
-        env={"PYTHONPATH": str(root)},
-        addons_paths=[],
-        bus=root / "odoo" / "addons" / "bus",
-        description="Debian " + next(line for line in package_versions(folder) if line.startswith(packages[0] + " ")),
-    )
+    tree = Tree(root, series, "Debian " + version, [], root / "odoo" / "addons" / "bus")
+    description = "Debian %s %s" % (packages[0], version)
+    return _build(tree, python, folder / "usr" / "bin" / "odoo", {"PYTHONPATH": str(root)}, description)
 
 
-def _build_from_tree(tree, series, python):
-    found = _read_known(tree)
-    if series is not None and series != found.series:
-        raise RuntimeError("the source tree %s has Odoo %s, not %s" % (tree, found.series, series))
-    return _build(
-        found.series,
-        python,
-        root=tree,
-        script=tree / "odoo-bin",
-        env={},
-        addons_paths=found.addons_paths,
-        bus=found.bus,
-        description="source tree %s %s" % (tree.name, found.series),
-    )
+def _build_instead_of_debian(series, python, why):
+    say("Debian's Odoo %s can not be had: %s" % (series, why))
+    try:
+        return _build_from_tree(find_clone(series), python)
+    except Unavailable as error:
+        raise Unavailable(series, "%s; nor from Debian: %s" % (error.why, why)) from error
 
 
-def _build(series, python, root, script, env, addons_paths, bus, description):
-    with locked("venv-" + series):
-        environment = find_environment(series, PYTHONS[series], python)
-    identity = [str(root), description, _commit(root), environment.python_version]
+def _build_from_tree(folder, python):
+    tree = read_tree(folder)
+    if tree.series not in PYTHONS:
+        raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (folder, tree.series, ", ".join(PYTHONS)))
+    description = "source tree %s %s" % (tree.root.name, tree.series)
+    return _build(tree, python, tree.root / "odoo-bin", {}, description)
+
+
+def _build(tree, python, script, env, description):
+    with locked("venv-" + tree.series):
+        environment = find_environment(tree.series, PYTHONS[tree.series], python)
+    identity = [str(tree.root), description, _commit(tree.root), str(environment.python)]
     return Build(
-        series=series,
-        root=root,
+        series=tree.series,
+        root=tree.root,
         command=[str(environment.python), str(script)],
         env=env,
-        addons_paths=addons_paths,
+        addons_paths=tree.addons_paths,
         description=description,
+        version=tree.version,
         python=environment.python_version,
         psycopg2=environment.psycopg2_version,
-        websocket_version=_websocket_version(bus),
-        with_stop_hook="on_stop(" in (bus / "models" / "bus.py").read_text(encoding="utf-8"),
-        key="%s-%s" % (series, _digest(*identity, (REQUIREMENTS / (series + ".txt")).read_text())),
+        websocket_version=_websocket_version(tree.bus),
+        with_stop_hook="on_stop(" in (tree.bus / "models" / "bus.py").read_text(encoding="utf-8"),
+        key="%s-%s" % (tree.series, hashlib.sha256("\0".join(identity).encode()).hexdigest()[:10]),
     )
 
 
@@ -231,28 +196,7 @@ def _websocket_version(bus):
 
 def _commit(root):
     """Return what changes when somebody updates a source tree; nothing if it is not a clone."""
-    if not (root / ".git").exists():
-        return ""
     try:
-        return run(["git", "-C", root, "rev-parse", "HEAD"])
+        return run(["git", "-C", root, "rev-parse", "HEAD"]) if (root / ".git").exists() else ""
     except CommandError:
         return ""
-
-
-def _digest(*texts):
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
-
-
-def main():
-    """Print the builds of the series (or source trees) that are named on the command line."""
-    for what in sys.argv[1:]:
-        try:
-            build = find_build(tree=what) if os.sep in what else find_build(what)
-        except RuntimeError as error:
-            return str(error)
-        for field in dataclasses.fields(build):
-            print("%-18s %s" % (field.name, getattr(build, field.name)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,9 @@
-"""Clients of Odoo's bus, as a browser is one: a websocket from 16.0 on, a long poll before."""
+"""A client of Odoo's bus, as a browser is one: over a websocket from 16.0 on, by long polls before."""
 
+import contextlib
 import http.client
 import json
+import random
 import socket
 import threading
 import time
@@ -13,6 +15,13 @@ import websocket
 
 from .odoo import http_session, series_number
 
+# Seconds to connect, or to subscribe.
+_DEADLINE = 10
+# Odoo tells nobody that it could not subscribe a client for want of a database, and leaves the websocket open. Seconds
+# after which a client that comes back, and has heard nothing yet, subscribes again.
+_REPEAT = 2
+_ERRORS = (OSError, ValueError, http.client.HTTPException, websocket.WebSocketException)
+
 
 class Received(NamedTuple):
     at: float  # time.monotonic() when it was here
@@ -21,29 +30,32 @@ class Received(NamedTuple):
     message: object
 
 
-def client_class(series):
-    """Return the class of the client for an Odoo series."""
-    return WebsocketClient if series_number(series) >= 16 else LongPollClient
-
-
 class Client:
     """A user, logged in, who records what the bus delivers.
 
     A message that is delivered twice is recorded twice.
 
-    :param http_url: where to log in
-    :param event_url: where the bus is served
+    :param odoo: the :class:`~.odoo.Odoo` that it is a client of
+    :param session_id: of another client, to do without logging in
+    :param returns: whether it comes back when it loses its websocket, and says what it had last, as browsers do
     """
 
-    def __init__(self, http_url, event_url, database, login="admin", password="admin", websocket_version=None):
-        self.event_url = event_url
-        self.websocket_version = websocket_version
+    def __init__(self, odoo, database, session_id=None, returns=False):
+        self.odoo = odoo
+        self.session_id = session_id or _log_in(odoo.http_url, database)
         self.received = []
         #: What went wrong, as text: a request that failed, a socket that was closed.
         self.failures = []
+        #: (since, until) in monotonic seconds, of each time until it was back
+        self.away = []
+        self._returns = returns
+        self._subscription = [], 0
         self._news = threading.Condition()
-        self._closing = False
-        self._session_id = _log_in(http_url, database, login, password)
+        self._closing = threading.Event()
+        self._is_over = False
+        self._transport = self._connect()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="bus client")
+        self._reader.start()
 
     @property
     def messages(self):
@@ -59,7 +71,11 @@ class Client:
         :param channels: names
         :param last: id of the last row of bus_bus already known; 0: send also what is not older than 50 s
         """
-        raise NotImplementedError
+        self._subscription = list(channels), last
+        in_force = self._transport.subscribe(*self._subscription)
+        self._wait(lambda: in_force.is_set() or self._is_over, _DEADLINE, "the subscription")
+        if not in_force.is_set():
+            raise ConnectionError("not subscribed: %s" % self.failures)
 
     def wait_for(self, message, deadline=5.0):
         """Return the first :class:`Received` that holds ``message``.
@@ -80,13 +96,19 @@ class Client:
         return self._wait(lambda: len(self.received) >= count and list(self.received), deadline, "%d messages" % count)
 
     def close(self):
-        raise NotImplementedError
+        self._closing.set()
+        self._transport.close()
+        self._reader.join(5)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.close()
+
+    def _connect(self):
+        transport = _Websocket if series_number(self.odoo.build.series) >= 16 else _LongPolls
+        return transport(self.odoo, self.session_id)
 
     def _wait(self, condition, deadline, what):
         with self._news:
@@ -95,6 +117,19 @@ class Client:
                 text = "waited %.1f s for %s; received: %s" % (deadline, what, self.messages)
                 raise TimeoutError("\n".join([text, *self.failures]))
             return found
+
+    def _read(self):
+        while not self._closing.is_set():
+            try:
+                notifications = self._transport.receive()
+            except _ERRORS as error:
+                if self._closing.is_set() or not self._goes_on_after(error):
+                    break
+                continue
+            self._record(notifications)
+        # Whoever waits for a subscription learns that there will be none.
+        self._is_over = True
+        self._record([])
 
     def _record(self, notifications):
         at = time.monotonic()
@@ -106,175 +141,173 @@ class Client:
                 self.received.append(Received(at, notification["id"], kind, message))
             self._news.notify_all()
 
-    def _fail(self, text):
-        with self._news:
-            if not self._closing:
-                self.failures.append(str(text))
-            self._news.notify_all()
+    def _goes_on_after(self, error):
+        """Return whether there is something to be read after a failure; if it has to come back first, once it is."""
+        self.failures.append("%s: %s" % (type(error).__name__, error))
+        if isinstance(self._transport, _LongPolls):
+            # The server may be down; do not drum on its door.
+            return not self._closing.wait(0.2)
+        return self._returns and self._comes_back()
+
+    def _comes_back(self):
+        lost = time.monotonic()
+        # Odoo's web client has some pity with the server as well.
+        while not self._closing.wait(random.uniform(0.5, 1.5)):
+            channels, last = self._subscription
+            last = max([last, *(received.id for received in self.received)])
+            with contextlib.suppress(*_ERRORS):
+                self._transport.close()
+                self._transport = self._connect()
+                self._transport.subscribe(channels, last, _REPEAT)
+                self.away.append((lost, time.monotonic()))
+                return True
+        return False
 
 
-class WebsocketClient(Client):
-    """Odoo counts the frames of a client: more than 10 at once, one each 0.2 s later, and it closes the socket.
+class _Websocket:
+    """Odoo counts frames: more than 10 at once, one each 0.2 s later, and it closes the websocket.
 
-    Each :meth:`subscribe` takes two of them.
+    Each subscription takes two of them.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        address = urlsplit(self.event_url).netloc
-        query = "?version=" + self.websocket_version if self.websocket_version else ""
+    def __init__(self, odoo, session_id):
+        version = odoo.build.websocket_version
         self._socket = websocket.create_connection(
-            "ws://%s/websocket%s" % (address, query),
-            cookie="session_id=" + self._session_id,
-            origin=self.event_url,
-            timeout=10,
+            "ws%s/websocket%s" % (odoo.event_url[4:], "?version=" + version if version else ""),
+            cookie="session_id=" + session_id,
+            origin=odoo.event_url,
+            timeout=_DEADLINE,
         )
-        self._socket.settimeout(None)
-        self._pongs = set()
-        self._reader = threading.Thread(target=self._read, daemon=True, name="websocket client")
-        self._reader.start()
+        self._subscription = None
+        self._in_force = {}  # what is sent with a ping -> the event of its subscription
 
-    def subscribe(self, channels, last=0):
-        self._send("subscribe", {"channels": list(channels), "last": last})
+    def subscribe(self, channels, last, repeat=None):
+        """Ask for messages; return an event that is set when that is in force, if all that comes is read.
+
+        :param repeat: seconds without a message after which to ask again
+        """
+        self._subscription = channels, last, repeat
+        self._socket.settimeout(repeat)
+        subscription = {"channels": channels, "last": last}
+        self._socket.send(json.dumps({"event_name": "subscribe", "data": subscription}))
         # Odoo takes up the next frame only when it has done what the last one asked for.
         token = uuid.uuid4().hex
+        in_force = self._in_force[token] = threading.Event()
         self._socket.ping(token)
-        self._wait(lambda: token in self._pongs or not self._reader.is_alive(), 10, "the subscription")
-        if token not in self._pongs:
-            raise ConnectionError("not subscribed: %s" % self.failures)
+        return in_force
+
+    def receive(self):
+        """Return the notifications that come next, which may be none."""
+        try:
+            opcode, data = self._socket.recv_data(control_frame=True)
+        except websocket.WebSocketTimeoutException:
+            self.subscribe(*self._subscription)
+            return []
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            raise ConnectionError("closed by the server: %s %s" % (int.from_bytes(data[:2], "big"), data[2:].decode()))
+        if opcode == websocket.ABNF.OPCODE_PONG:
+            self._in_force[data.decode()].set()
+        if opcode != websocket.ABNF.OPCODE_TEXT:
+            return []
+        self._socket.settimeout(None)
+        return json.loads(data)
 
     def close(self):
-        self._closing = True
         # The server need not be there any more.
         self._socket.close(timeout=1)
         # Which does nothing once the server has closed: the socket would be left open.
         self._socket.shutdown()
-        self._reader.join(5)
-
-    def _send(self, event, data):
-        self._socket.send(json.dumps({"event_name": event, "data": data}))
-
-    def _read(self):
-        try:
-            while True:
-                opcode, data = self._socket.recv_data(control_frame=True)
-                if opcode == websocket.ABNF.OPCODE_TEXT:
-                    self._record(json.loads(data))
-                elif opcode == websocket.ABNF.OPCODE_PONG:
-                    with self._news:
-                        self._pongs.add(data.decode())
-                        self._news.notify_all()
-                elif opcode == websocket.ABNF.OPCODE_CLOSE:
-                    self._fail("closed by the server: %s %s" % (int.from_bytes(data[:2], "big"), data[2:].decode()))
-                    return
-        except (websocket.WebSocketException, OSError) as error:
-            self._fail("%s: %s" % (type(error).__name__, error))
 
 
-class LongPollClient(Client):
+class _LongPolls:
     """Polls again as soon as an answer is here, as Odoo's web client does.
 
     Core has a gap of its own: a message committed while a poll is between its query and its wait is delivered with the
     next one only.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._poller = None
-
-    def subscribe(self, channels, last=0):
-        if self._poller:
-            last = max(last, self._poller.last)
-            self._poller.abort()
-        self._poller = _Poller(self, list(channels), last)
-        self._poller.start()
-        # No fact tells from outside that the poll is waiting. But it was sent first, so it is when other polls for the
-        # same, which take the same way but do not wait, were answered.
-        self._poller.sent.wait(10)
-        for _ in range(2):
-            _Poller(self, list(channels), last).poll({"peek": True})
-
-    def close(self):
-        self._closing = True
-        if self._poller:
-            self._poller.abort()
-            self._poller.join(5)
-
-
-class _Poller(threading.Thread):
-    """Polls for one subscription until it is aborted."""
-
-    def __init__(self, client, channels, last):
-        super().__init__(daemon=True, name="long poll client")
-        self.last = last
-        self.sent = threading.Event()
-        self._client = client
-        self._channels = channels
-        self._aborted = threading.Event()
+    def __init__(self, odoo, session_id):
+        self._address = urlsplit(odoo.event_url).netloc
+        self._headers = {"Content-Type": "application/json", "Cookie": "session_id=" + session_id}
+        self._last = 0
+        self._channels = None
+        #: of the newest subscription: set when a poll for it is on its way
+        self._sent = threading.Event()
+        self._begun = threading.Event()
         self._connection = None
 
-    def run(self):
-        while not self._aborted.is_set():
-            try:
-                notifications = self.poll()
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if not self._aborted.is_set():
-                    self._client._fail("%s: %s" % (type(error).__name__, error))
-                self._aborted.wait(0.2)  # the server may be down; do not drum on its door
-                continue
-            if notifications and not self._aborted.is_set():
-                self.last = max([self.last, *(notification["id"] for notification in notifications)])
-                self._client._record(notifications)
+    def subscribe(self, channels, last):
+        """Ask for messages; return an event that is set, since that is in force."""
+        self._last = max(last, self._last)
+        self._channels = channels
+        sent = self._sent = threading.Event()
+        self._interrupt()
+        # No fact tells from outside that the poll is waiting. But it was sent first, so it is when other polls for the
+        # same, which take the same way but do not wait, were answered.
+        sent.wait(_DEADLINE)
+        for _ in range(2):
+            with contextlib.closing(self._request({"peek": True})) as connection:
+                _answer(connection)
+        return sent
 
-    def poll(self, options=None):
-        """Return the notifications that one request brings.
+    def receive(self):
+        """Return the notifications that one poll brings; none if there is a new subscription meanwhile.
 
         :raise ValueError: the answer is an error of Odoo's
         """
-        params = {"channels": self._channels, "last": self.last, "options": options or {}}
-        # The waiting request has to be broken off from another thread, for which a plain connection will do best.
-        self._connection = http.client.HTTPConnection(urlsplit(self._client.event_url).netloc, timeout=90)
+        self._begun.wait()
+        sent = self._sent
+        if self._channels is None:
+            return []
         try:
-            self._connection.request(
-                "POST",
-                "/longpolling/poll",
-                json.dumps({"params": params}),
-                {"Content-Type": "application/json", "Cookie": "session_id=" + self._client._session_id},
-            )
-            self.sent.set()
-            if self._aborted.is_set():
-                raise ConnectionAbortedError("aborted before there was a socket to shut down")
-            answer = json.loads(self._connection.getresponse().read())
-        finally:
-            self._connection.close()
-        if "error" in answer:
-            raise ValueError(answer["error"])
-        result = answer["result"]
-        return result["notifications"] if isinstance(result, dict) else result
+            with contextlib.closing(self._request({})) as self._connection:
+                sent.set()
+                notifications = _answer(self._connection) if sent is self._sent else []
+        except _ERRORS:
+            if sent is self._sent:
+                raise
+        if sent is not self._sent:
+            return []
+        self._last = max([self._last, *(notification["id"] for notification in notifications)])
+        return notifications
 
-    def abort(self):
-        self._aborted.set()
+    def close(self):
+        self._sent = threading.Event()
+        self._interrupt()
+
+    def _interrupt(self):
+        self._begun.set()
         sock = self._connection and self._connection.sock
         if sock:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads, as close() would not
-            except OSError:
-                pass
+            # Wakes the thread that reads, as close() would not.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _request(self, options):
+        # The request that waits has to be broken off from another thread, for which a plain connection will do best.
+        connection = http.client.HTTPConnection(self._address, timeout=90)
+        params = {"channels": self._channels, "last": self._last, "options": options}
+        connection.request("POST", "/longpolling/poll", json.dumps({"params": params}), self._headers)
+        return connection
 
 
-def _log_in(http_url, database, login, password):
-    """Return the id of a new session.
+def _answer(connection):
+    answer = json.loads(connection.getresponse().read())
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    result = answer["result"]
+    return result["notifications"] if isinstance(result, dict) else result
+
+
+def _log_in(http_url, database):
+    """Return the id of a new session of the administrator.
 
     :raise RuntimeError: Odoo refused
     """
-    params = {"db": database, "login": login, "password": password}
+    params = {"db": database, "login": "admin", "password": "admin"}
     with http_session() as session:
-        answer = session.post(
-            http_url + "/web/session/authenticate",
-            json={"params": params},
-            timeout=60,
-        )
+        answer = session.post(http_url + "/web/session/authenticate", json={"params": params}, timeout=60)
         answer.raise_for_status()
         if not (answer.json().get("result") or {}).get("uid"):
-            raise RuntimeError("login as %r refused: %s" % (login, answer.text))
+            raise RuntimeError("login refused: %s" % answer.text)
         return session.cookies["session_id"]

@@ -7,8 +7,8 @@ import socket
 import subprocess
 
 from . import guard
+from .commands import run
 from .system import ensure_packages
-from .waiting import wait_until
 
 _CLONE_NEWNET = 0x40000000
 # Addresses that are set aside for documentation, and those of the network cards.
@@ -32,21 +32,14 @@ class Network:
     def __enter__(self):
         if os.geteuid() != 0:
             raise Unavailable("only root may make network namespaces")
-        try:
-            ensure_packages("iproute2", "util-linux")
-        except RuntimeError as error:
-            raise Unavailable(str(error)) from error
         with contextlib.ExitStack() as exits:
-            self._near = exits.enter_context(_namespace())
-            self._far = exits.enter_context(_namespace())
-            _run(self._near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", self._far)
-            for namespace, host in ((self._near, self.near_host), (self._far, self.far_host)):
-                _run(namespace, "address", "add", host + "/24", "dev", "cable")
-                _run(namespace, "link", "set", "lo", "up")
-                _run(namespace, "link", "set", "cable", "address", _CARDS[host], "up")
-            # Otherwise the near end would ask who has the address, and take silence for an answer.
-            neighbour = (self.far_host, "lladdr", _CARDS[self.far_host])
-            _run(self._near, "neighbour", "replace", *neighbour, "nud", "permanent", "dev", "cable")
+            try:
+                ensure_packages("iproute2", "util-linux")
+                self._near = exits.enter_context(_namespace())
+                self._far = exits.enter_context(_namespace())
+                self._lay_cable()
+            except RuntimeError as error:
+                raise Unavailable(str(error)) from error
             self._exits = exits.pop_all()
         return self
 
@@ -69,43 +62,41 @@ class Network:
     def unplug(self):
         """From now on all packets between the two get lost."""
         # At the far end: the near one would tell the programs there that it has no way.
-        _run(self._far, "link", "set", "cable", "down")
+        _ip(self._far, "link", "set", "cable", "down")
 
     def plug(self):
-        _run(self._far, "link", "set", "cable", "up")
+        _ip(self._far, "link", "set", "cable", "up")
+
+    def _lay_cable(self):
+        _ip(self._near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", self._far)
+        for namespace, host in ((self._near, self.near_host), (self._far, self.far_host)):
+            _ip(namespace, "address", "add", host + "/24", "dev", "cable")
+            _ip(namespace, "link", "set", "lo", "up")
+            _ip(namespace, "link", "set", "cable", "address", _CARDS[host], "up")
+        # Otherwise the near end would ask who has the address, and take silence for an answer.
+        neighbour = (self.far_host, "lladdr", _CARDS[self.far_host])
+        _ip(self._near, "neighbour", "replace", *neighbour, "nud", "permanent", "dev", "cable")
 
 
 @contextlib.contextmanager
 def _namespace():
     """A network namespace, for as long as a process is in it; yields the id of that process."""
-    ours = os.readlink("/proc/self/ns/net")
-    process = subprocess.Popen(
-        ["unshare", "--net", "sleep", "infinity"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    guard.watch(process.pid)
-    try:
-
-        def is_there():
-            if process.poll() is not None:
-                raise Unavailable("can't make a network namespace: %s" % process.stderr.read().strip())
-            return os.readlink("/proc/%d/ns/net" % process.pid) != ours
-
-        wait_until(is_there, 10, "a network namespace")
-        yield str(process.pid)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-        guard.forget(process.pid)
+    command = ["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        guard.watch(process.pid)
+        try:
+            printed = process.stdout.readline().strip()
+            if printed or process.poll() is not None:
+                raise RuntimeError("can't make a network namespace: %s" % printed.decode())
+            yield str(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+            guard.forget(process.pid)
 
 
-def _run(namespace, *arguments):
-    try:
-        subprocess.run(
-            ["nsenter", "--net", "--target", namespace, "ip", *arguments], check=True, capture_output=True, text=True
-        )
-    except subprocess.CalledProcessError as error:
-        raise Unavailable("can't set up a network namespace: %s" % error.stderr.strip()) from None
+def _ip(namespace, *arguments):
+    run(["nsenter", "--net", "--target", namespace, "ip", *arguments])
 
 
 @contextlib.contextmanager

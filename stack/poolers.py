@@ -1,6 +1,6 @@
 """What stands in front of a PostgreSQL server: what poolers have in common, and others than PgBouncer.
 
-Those come from Debian's packages, unpacked, not installed. What is known of them is in ``docs/poolers.rst``.
+Not every Debian has these: 12 has pgpool-II, sid has Odyssey too. What is known of them is in ``docs/poolers.rst``.
 """
 
 import psycopg2
@@ -8,9 +8,7 @@ import psycopg2
 from . import ports
 from .postgres import PASSWORD, USER
 from .process import Process, server_user
-from .servers import unpacked_program
-
-_SUITE = "sid"
+from .servers import program
 
 
 class Pooler(Process):
@@ -90,13 +88,13 @@ database default {
     @staticmethod
     def program():
         """Return the path of the program; raise RuntimeError if it can not be had."""
-        return unpacked_program(_SUITE, ("odyssey",), "usr/bin/odyssey")
+        return program("odyssey", "odyssey")
 
     def command(self):
         return [self.program(), self.folder / "odyssey.conf"]
 
     def prepare(self):
-        settings = "\n".join("        %s %s" % setting for setting in self.settings.items())
+        settings = "\n".join("%s %s" % setting for setting in self.settings.items())
         places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port, "settings": settings}
         (self.folder / "odyssey.conf").write_text(self._CONFIGURATION % places)
 
@@ -116,7 +114,7 @@ class Pgpool(Pooler):
     @staticmethod
     def program():
         """Return the path of the program; raise RuntimeError if it can not be had."""
-        return unpacked_program(_SUITE, ("pgpool2",), "usr/sbin/pgpool")
+        return program("pgpool", "pgpool2")
 
     def command(self):
         files = ["-f", "pgpool.conf", "-a", "pool_hba.conf", "-F", "pcp.conf"]

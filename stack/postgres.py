@@ -58,7 +58,7 @@ class PostgreSQL(Process):
     :param settings: additions to ``postgresql.conf``, by name; changes of the attribute count from the next
         :meth:`start` or :meth:`reload` on
     :param archive: tar file with the data folder to start from; default: an empty cluster
-    :param programs: folder with the programs of another version, such as :func:`~.servers.postgres_programs` returns
+    :param programs: folder with its programs, such as :func:`~.servers.postgres_programs` returns
     """
 
     name = "postgresql"

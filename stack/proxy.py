@@ -1,15 +1,16 @@
 """A network path that can be made to fail: a TCP proxy in front of a server."""
 
+import asyncio
 import contextlib
-import selectors
 import socket
 import struct
 import threading
-from concurrent.futures import Future
 
 from . import ports
 
 _CHUNK = 65536
+# Closed like this, a socket sends a reset, not a polite end.
+_NO_LINGERING = struct.pack("ii", 1, 0)
 
 
 class Proxy:
@@ -33,178 +34,126 @@ class Proxy:
         self.target = target
         #: how many connections were accepted so far
         self.accepted = 0
-        self._swallowing = False
         self._given = listening
         if listening is None:
             self.port = ports.take_port()
         else:
             self.host, self.port = listening.getsockname()
-        self._listening = None
-        self._pairs = []
-        self._orders = []
-        self._selector = selectors.DefaultSelector()
-        self._waker, self._woken = socket.socketpair()
-        self._thread = None
+        self._swallowing = False
+        self._server = None
+        self._tasks = set()  # one for each connection that passes
+        self._writers = set()  # of both ends of each connection
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy %s" % self.port, daemon=True)
 
     def __enter__(self):
-        self._selector.register(self._woken, selectors.EVENT_READ, self._obey)
-        self._listen()
-        self._thread = threading.Thread(target=self._run, name="proxy %s" % self.port, daemon=True)
         self._thread.start()
+        self.forward()
         return self
 
     def __exit__(self, *_exception):
-        self._do(self._end)
+        self.refuse()
+        self.cut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._selector.close()
-        self._waker.close()
-        self._woken.close()
+        self._loop.close()
         if self._given is None:
             ports.release_port(self.port)
 
     def forward(self):
         """Let connections pass. Those that were swallowed stay dead, as behind a firewall that has forgotten them."""
-        self._do(self._set, False)
+        self._do(self._forward())
 
     def swallow(self):
         """Forward nothing, in no connection, and tell neither end.
 
         Who sends has it acknowledged, since the kernel takes it. Connections are still accepted, and nothing comes.
         """
-        self._do(self._set, True)
+        self._do(self._swallow())
 
     def refuse(self):
         """Close the port, so that who connects is refused, until :meth:`forward` or :meth:`swallow`."""
-        self._do(self._close_port)
+        self._do(self._refuse())
 
     def cut(self):
         """Reset all connections that there are."""
-        self._do(self._reset)
+        self._do(self._cut())
 
-    # The thread: it alone touches sockets and pairs ---------------------------
+    def _do(self, action):
+        asyncio.run_coroutine_threadsafe(action, self._loop).result(10)
 
-    def _do(self, action, *arguments):
-        order = Future()
-        self._orders.append((order, action, arguments))
-        self._waker.send(b"\0")
-        order.result(10)
+    # In the thread of the loop ------------------------------------------------
 
-    def _run(self):
-        while self._selector.get_map():
-            for key, _events in self._selector.select():
-                # What came before it in this round may have closed it.
-                if key.fileobj.fileno() >= 0:
-                    key.data()
+    async def _forward(self):
+        self._swallowing = False
+        await self._listen()
 
-    def _obey(self):
-        self._woken.recv(_CHUNK)
-        while self._orders:
-            order, action, arguments = self._orders.pop(0)
-            try:
-                order.set_result(action(*arguments))
-            except Exception as error:
-                order.set_exception(error)
+    async def _swallow(self):
+        self._swallowing = True
+        await self._listen()
+        await self._forget()
 
-    def _set(self, swallowing):
-        self._listen()
-        self._swallowing = swallowing
-        if swallowing:
-            for pair in self._pairs:
-                pair.forget()
+    async def _refuse(self):
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
-    def _listen(self):
-        if self._listening is None:
-            self._listening = self._given or socket.create_server((self.host, self.port), backlog=128)
-            self._listening.setblocking(False)
-            self._selector.register(self._listening, selectors.EVENT_READ, self._accept)
+    async def _cut(self):
+        await self._forget()
+        for writer in list(self._writers):
+            self._reset(writer)
+        # The loop closes the sockets in its next round.
+        await asyncio.sleep(0)
 
-    def _close_port(self):
-        if self._listening is not None:
-            self._selector.unregister(self._listening)
-            self._listening.close()
-            self._listening = None
+    async def _forget(self):
+        """Look at no connection any more, and leave both ends open."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _reset(self):
-        while self._pairs:
-            self._pairs.pop().reset()
+    async def _listen(self):
+        if self._server is None:
+            place = {"sock": self._given} if self._given else {"host": self.host, "port": self.port, "backlog": 128}
+            self._server = await asyncio.start_server(self._accept, **place)
 
-    def _end(self):
-        self._close_port()
-        self._reset()
-        self._selector.unregister(self._woken)
-
-    def _accept(self):
-        try:
-            client, _address = self._listening.accept()
-        except OSError:
-            return  # gone again
+    def _accept(self, reader, writer):
         self.accepted += 1
-        if self._swallowing:
-            self._pairs.append(_Pair(self._selector, client))
-            return
+        self._writers.add(writer)
+        if not self._swallowing:
+            task = self._loop.create_task(self._connect(reader, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, client_reader, client):
         try:
-            server = socket.create_connection(self.target, timeout=5)
-        except OSError:
-            _reset(client)
+            server_reader, server = await asyncio.wait_for(asyncio.open_connection(*self.target), 5)
+        except (OSError, asyncio.TimeoutError):
+            self._reset(client)
             return
-        pair = _Pair(self._selector, client, server)
-        pair.gone = lambda: self._pairs.remove(pair)
-        self._pairs.append(pair)
-
-
-class _Pair:
-    """A connection, with its continuation on the other side if there is one."""
-
-    def __init__(self, selector, *ends):
-        self._selector = selector
-        self._ends = ends
-        self._open = 2
-        self.gone = None
-        for end in ends:
-            end.setblocking(False)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(ends) == 2:
-            self._watch(*ends)
-            self._watch(*reversed(ends))
-
-    def forget(self):
-        """Look at neither end any more, and leave both open."""
-        for end in self._ends:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(end)
-
-    def reset(self):
-        self.forget()
-        for end in self._ends:
-            _reset(end)
-
-    def _watch(self, source, sink):
-        self._selector.register(source, selectors.EVENT_READ, lambda: self._pass_on(source, sink))
-
-    def _pass_on(self, source, sink):
+        self._writers.add(server)
         try:
-            data = source.recv(_CHUNK)
-            if not data:
-                self._selector.unregister(source)
-                sink.shutdown(socket.SHUT_WR)
-                self._open -= 1
-            # A sink that takes nothing for so long is held up by a failure of its own, and its test fails in any case.
-            sink.settimeout(10)
-            sink.sendall(data)
-            sink.setblocking(False)
-        except BlockingIOError:
-            return
+            await asyncio.gather(_pump(client_reader, server), _pump(server_reader, client))
         except OSError:
-            self._open = 0
-        if not self._open:
-            self.reset()
-            self.gone()
+            pass
+        self._reset(client)
+        self._reset(server)
+
+    def _reset(self, writer):
+        self._writers.discard(writer)
+        with contextlib.suppress(OSError):
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+        writer.transport.abort()
 
 
-def _reset(sock):
-    # No lingering: the other end gets a reset, not a polite end.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
+async def _pump(reader, writer):
+    while True:
+        data = await reader.read(_CHUNK)
+        if not data:
+            break
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     python3 -m stack.pythons VERSION...
 
-prints the path of one of these versions, the best first.
+prints the path of an interpreter of one of these versions, the best first.
 """
 
 import hashlib
@@ -15,18 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .archive import CACHE
-from .commands import CommandError, reason, run, say
-from .interpreters import SUITES, unpacked_python
+from .commands import CommandError, run, say
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "tools" / "requirements"
 
-_STAMP = "stamp.json"
-# All that uv writes; the Pythons that its user has elsewhere it only reads.
-_UV = CACHE / "uv"
-_UV_FOLDERS = {"UV_CACHE_DIR": str(_UV / "cache"), "UV_PYTHON_BIN_DIR": str(_UV / "links")}
-_IN_CACHE = {"UV_PYTHON_INSTALL_DIR": str(_UV / "pythons")}
-# A name on PATH proves nothing: a shim of pyenv may refuse to run, Debian's python3 may be unable to make a virtual
-# environment. Who answers this can be used, and tells its real place.
+# A name on PATH proves nothing: a shim of pyenv may refuse to run, and Debian's python3 may be unable to make virtual
+# environments.
 _PROBE = "import ensurepip, sys, venv; print(sys.executable, '%d.%d' % sys.version_info[:2], sep='\\n')"
 _FACTS = """
 import json, platform, psycopg2
@@ -53,127 +47,54 @@ class Environment(NamedTuple):
 
 
 def find_python(versions, python=None):
-    """Return an :class:`Interpreter`.
-
-    Searched are, in this order, PATH, pyenv's versions, and uv's. If none is there it is fetched from Debian, or by uv.
+    """Return an :class:`Interpreter`: one on PATH, of pyenv, or of uv.
 
     :param versions: such as ``("3.11", "3.10")``, the best first
     :param python: path, command, or version of the only one to take, whatever ``versions`` says
-    :raise RuntimeError: there is none; the message says what was searched, in one line
+    :raise RuntimeError: there is none; the message says in one line what to install
     """
-    if python and not re.fullmatch(r"\d+\.\d+", str(python)):
+    if python and not re.fullmatch(r"\d+\.\d+", python):
         found = _probe(python)
         if found is None:
             raise RuntimeError("%s does not run, or can not make virtual environments" % python)
         return found
-    versions = (str(python),) if python else versions
+    versions = [python] if python else versions
     for places in _on_path, _of_pyenv, _of_uv:
         for version in versions:
             for path in places(version):
                 found = _probe(path)
                 if found and found.version == version:
                     return found
-    wanted = "Python " + " or ".join(versions)
-    say("%s is neither on PATH nor among the versions of pyenv and uv" % wanted)
-    failures = []
-    for fetch in _from_debian, _from_uv:
-        found = fetch(versions, failures)
-        if found:
-            return found
     raise RuntimeError(
-        "%s is needed, with its venv module; it is neither on PATH nor among the versions of pyenv and uv, "
-        "and can not be fetched: %s" % (wanted, "; ".join(failures))
+        "no Python %s with its module venv is on PATH, of pyenv or of uv; install one, such as by"
+        " 'uv python install %s' or 'pyenv install %s'" % (" or ".join(versions), versions[0], versions[0])
     )
 
 
 def _probe(path):
     """Return the :class:`Interpreter` behind a path or command, None if it is of no use."""
     try:
-        executable, version = run([path, "-c", _PROBE], timeout=60).splitlines()
-    except (CommandError, ValueError):
+        return Interpreter(*run([path, "-c", _PROBE], timeout=60).splitlines())
+    except CommandError:
         return None
-    return Interpreter(executable, version)
 
 
 def _on_path(version):
-    paths = (Path(folder) / ("python" + version) for folder in os.get_exec_path())
-    return [path for path in paths if os.access(path, os.X_OK)]
+    return ["python" + version]
 
 
 def _of_pyenv(version):
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    try:
-        return sorted(root.glob("versions/%s.*/bin/python" % version), key=_natural, reverse=True)
-    except PermissionError:  # the variable is that of another user, left over by su or sudo
-        return []
-
-
-def _natural(path):
-    return [int(number) for number in re.findall(r"\d+", str(path))]
+    return [path for path in root.glob("versions/%s.*/bin/python" % version) if os.access(path, os.X_OK)]
 
 
 def _of_uv(version):
-    uv = _uv()
-    return [*_uv_finds(uv, version, {}), *_uv_finds(uv, version, _IN_CACHE)] if uv else []
-
-
-def _uv():
-    own = _UV / "bin" / "uv"
-    return str(own) if own.exists() else shutil.which("uv")
-
-
-def _uv_finds(uv, version, place):
-    only_its_own = ["--python-preference", "only-managed", "--no-python-downloads"]
+    if shutil.which("uv") is None:
+        return []
     try:
-        return _run_uv(uv, "find", *only_its_own, version, **place).splitlines()[:1]
+        return run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
     except CommandError:
         return []
-
-
-def _run_uv(uv, *arguments, **variables):
-    return run([uv, "python", *arguments], env={**os.environ, **_UV_FOLDERS, **variables})
-
-
-def _from_debian(versions, failures):
-    """Return an :class:`Interpreter` that is unpacked from Debian's packages; if there is none, None and why."""
-    for version in versions:
-        if version not in SUITES:
-            continue
-        try:
-            found = _probe(unpacked_python(version))
-        except RuntimeError as error:
-            failures.append("Debian's %s: %s" % (version, reason(error)))
-            continue
-        if found:
-            return found
-        failures.append("Debian's %s does not run here" % version)
-    return None
-
-
-def _from_uv(versions, failures):
-    """Return an :class:`Interpreter` that uv has downloaded; if there is none, None and why."""
-    say("getting it with uv ...")
-    try:
-        uv = _uv() or _install_uv()
-    except CommandError as error:
-        failures.append("uv: %s" % reason(error))
-        return None
-    for version in versions:
-        try:
-            _run_uv(uv, "install", version, **_IN_CACHE)
-        except CommandError as error:
-            failures.append("uv's %s: %s" % (version, reason(error)))
-            continue
-        for path in _uv_finds(uv, version, _IN_CACHE):
-            found = _probe(path)
-            if found:
-                return found
-    return None
-
-
-def _install_uv():
-    run([sys.executable, "-m", "pip", "install", "--target", _UV, "-r", REQUIREMENTS / "uv.txt"])
-    return _uv()
 
 
 def find_environment(name, versions, python=None):
@@ -181,50 +102,27 @@ def find_environment(name, versions, python=None):
 
     Not to be called for the same name by two at the same time.
 
-    :param versions: versions of Python, the best first; one that has its environment already comes before all others
+    :param versions: versions of Python, the best first
     :param python: as of :func:`find_python`
     :raise RuntimeError: no Python of these versions, or pip fails
     """
     requirements = REQUIREMENTS / (name + ".txt")
-    if not requirements.exists():
-        raise RuntimeError("no pinned Python packages for %s: %s is missing" % (name, requirements))
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    if python is None:
-        for version in versions:
-            found = _read_environment(_folder(name, version), digest)
-            if found:
-                return found
     interpreter = find_python(versions, python)
-    folder = _folder(name, interpreter.version)
-    found = _read_environment(folder, digest)
-    if found and python and not _is_made_with(folder, interpreter):
-        found = None
-    return found or _make_environment(folder, interpreter, requirements, digest)
-
-
-def _folder(name, version):
-    return CACHE / ("venv-%s-py%s" % (name, version))
-
-
-def _read_environment(folder, digest):
-    """Return the :class:`Environment` in a folder, None if it is not there, incomplete, outdated, or moved."""
-    try:
-        stamp = json.loads((folder / _STAMP).read_text())
-    except FileNotFoundError:
-        return None
-    python = folder / "bin" / "python"
     # Scripts in a virtual environment have its path inside, so it can not be moved along with the clone.
-    if stamp["digest"] != digest or stamp["folder"] != str(folder) or not python.exists():
-        return None
-    return Environment(python, stamp["python"], stamp["psycopg2"])
+    identity = "\0".join([requirements.read_text(), interpreter.path, str(CACHE)])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    folder = CACHE / ("venv-%s-py%s-%s" % (name, interpreter.version, digest))
+    facts = folder / "facts.json"
+    if not facts.exists():
+        say("installing the Python packages of %s for Python %s ..." % (name, interpreter.version))
+        printed = _install(interpreter, folder, requirements)
+        # Last of all, so that what was interrupted does not count.
+        facts.write_text(printed)
+    versions = json.loads(facts.read_text())
+    return Environment(folder / "bin" / "python", versions["python"], versions["psycopg2"])
 
 
-def _is_made_with(folder, interpreter):
-    return os.path.realpath(folder / "bin" / "python") == os.path.realpath(interpreter.path)
-
-
-def _make_environment(folder, interpreter, requirements, digest):
-    say("installing the Python packages of %s for Python %s ..." % (requirements.stem, interpreter.version))
+def _install(interpreter, folder, requirements):
     run([interpreter.path, "-m", "venv", "--clear", folder])
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
@@ -233,14 +131,10 @@ def _make_environment(folder, interpreter, requirements, digest):
     builders = re.findall(r"^(?:pip|setuptools|wheel)==\S+", requirements.read_text(), re.MULTILINE)
     run([*pip, *builders])
     run([*pip, "--no-build-isolation", "-r", requirements])
-    facts = json.loads(run([python, "-c", _FACTS]))
-    # Last of all, so that what was interrupted does not count.
-    (folder / _STAMP).write_text(json.dumps({"digest": digest, "folder": str(folder), **facts}))
-    return Environment(python, facts["python"], facts["psycopg2"])
+    return run([python, "-c", _FACTS])
 
 
 def main():
-    """Print the path of a Python of one of the versions that are named on the command line."""
     try:
         print(find_python(sys.argv[1:]).path)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from .builds import find_build
-from .clients import client_class
+from .clients import Client
 from .database import DATABASE, odoo_database
 from .odoo import Odoo
 from .pgbouncer import PgBouncer
@@ -160,12 +160,7 @@ class Stack:
         :param last: id of the last row of bus_bus that it is to know; default: the last there is
         :param listening: wait until Odoo's LISTEN is in force
         """
-        client = client_class(self.series)(
-            self.odoo.http_url,
-            self.odoo.event_url,
-            self.database,
-            websocket_version=self.build.websocket_version,
-        )
+        client = Client(self.odoo, self.database)
         self._exits.callback(client.close)
         if channels:
             client.subscribe(channels, self.last_id() if last is None else last)

@@ -1,4 +1,4 @@
-"""Programs of the system: installed with apt where they are missing, found where they are.
+"""Packages of the system, installed with apt where they are missing.
 
     python3 -m stack.system PACKAGE... [--later PACKAGE...]
 
@@ -6,10 +6,9 @@ installs packages, as :func:`ensure_packages` does, with nothing but Python's ow
 """
 
 import argparse
-import functools
+import glob
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -43,116 +42,50 @@ install() {
 install "$@" || { apt-get update -q && install "$@"; }
 """
 
+# What may be there without Debian's package of it.
+_PRESENT = {
+    "debian-archive-keyring": KEYRING.exists,
+    "git": lambda: shutil.which("git"),
+    "iproute2": lambda: shutil.which("ip"),
+    "pgbouncer": lambda: shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"),
+    "postgresql": lambda: shutil.which("initdb") or glob.glob("/usr/lib/postgresql/*/bin/initdb"),
+    # A fresh Debian has python3, but not what makes virtual environments.
+    "python3-venv": lambda: importlib.util.find_spec("ensurepip"),
+}
+
 
 def ensure_packages(*names, later=()):
     """Install those of the Debian packages that are missing; services they bring are not started.
 
     PostgreSQL makes itself a cluster ``main`` all the same, which is of no use to us and does no harm.
 
-    :param later: packages that will be wanted after these, where Debian's can be had: who must install them himself is
-        told of all at once
+    :param later: packages that will be wanted after these: who must install them himself is told of all at once
     :raise RuntimeError: there is no apt, we may not use it, or it fails; the message says what to do
     """
     missing = [name for name in names if not _is_there(name)]
     if not missing:
         return
-    all_missing = missing + [name for name in later if _is_debian() and not _is_there(name)]
+    all_missing = missing + [name for name in later if not _is_there(name)]
     by_hand = "apt-get update && apt-get install --no-install-recommends " + " ".join(all_missing)
     if shutil.which("apt-get") is None:
         raise RuntimeError("this machine has no apt; install what corresponds to: " + by_hand)
-    prefix = _as_root(by_hand)
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if sudo and not (shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0):
+        raise RuntimeError("not root, and no sudo without password; run as root: " + by_hand)
     say("installing %s ..." % ", ".join(missing))
     try:
-        run([*prefix, "sh", "-c", _INSTALL, "sh", *missing])
+        run([*sudo, "sh", "-c", _INSTALL, "sh", *missing])
     except CommandError as error:
         raise RuntimeError("%s\nTry it yourself, as root: %s" % (error, by_hand)) from None
 
 
-def is_installed(package):
-    """Return whether the Debian package is installed."""
+def _is_there(package):
+    if package in _PRESENT and _PRESENT[package]():
+        return True
     try:
-        status = run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package])
+        return run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package]) == "installed"
     except CommandError:
         return False
-    return status == "installed"
-
-
-def _is_there(package):
-    # The programs may be there without Debian's package of them.
-    return bool(package in _PROGRAMS and _PROGRAMS[package]()) or is_installed(package)
-
-
-def _is_debian():
-    try:
-        return "ID=debian" in Path("/etc/os-release").read_text().splitlines()
-    except FileNotFoundError:
-        return False
-
-
-def _as_root(by_hand):
-    if os.geteuid() == 0:
-        return []
-    sudo = ["sudo", "-n"]
-    if shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0:
-        return sudo
-    raise RuntimeError("not root, and no sudo without password; run as root: " + by_hand)
-
-
-@functools.cache
-def postgres_bin():
-    """Return the folder with the programs of the newest PostgreSQL server, installing it if there is none."""
-    found = _postgres_bin()
-    if found is None:
-        ensure_packages("postgresql")
-        found = _postgres_bin()
-    if found is None:
-        raise RuntimeError("no PostgreSQL server found: neither in /usr/lib/postgresql nor on PATH")
-    return found
-
-
-def _postgres_bin():
-    # Debian keeps the servers of all versions off PATH.
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_major, reverse=True)
-    folders += map(Path, os.get_exec_path())
-    return next((folder for folder in folders if _is_program(folder / "initdb", folder / "pg_ctl")), None)
-
-
-def _major(folder):
-    return int(re.match(r"\d*", folder.parent.name)[0] or 0)
-
-
-def _is_program(*paths):
-    return all(os.access(path, os.X_OK) for path in paths)
-
-
-@functools.cache
-def pgbouncer_bin():
-    """Return the path of the program ``pgbouncer``, installing it if there is none."""
-    found = _pgbouncer_bin()
-    if found is None:
-        ensure_packages("pgbouncer")
-        found = _pgbouncer_bin()
-    if found is None:
-        raise RuntimeError("no pgbouncer found: neither in /usr/sbin nor on PATH")
-    return Path(found)
-
-
-def _pgbouncer_bin():
-    # Debian installs it where only root's PATH looks.
-    return shutil.which("pgbouncer", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/usr/local/sbin"]))
-
-
-_PROGRAMS = {
-    # What is fetched from Debian is fetched with apt.
-    "debian-archive-keyring": lambda: KEYRING.exists() or shutil.which("apt-get") is None,
-    "git": lambda: shutil.which("git"),
-    "iproute2": lambda: shutil.which("ip"),
-    "pgbouncer": _pgbouncer_bin,
-    "postgresql": _postgres_bin,
-    # A fresh Debian has python3, but not what makes virtual environments.
-    "python3-venv": lambda: importlib.util.find_spec("ensurepip"),
-    "util-linux": lambda: shutil.which("unshare"),
-}
 
 
 def main():
