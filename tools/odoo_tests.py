@@ -3,8 +3,8 @@
     python -m tools.odoo_tests [TAGS]
 
 They are run three times: straight to PostgreSQL without the addon, behind PgBouncer with it, and behind PgBouncer
-without it. The first two have to come to the same for each test; the exit code is 0 if they do, 1 if not, and 2 if they
-can not be run. The third shows what these tests notice.
+without it. The first two have to come to the same; the exit code is 0 if they do, 1 if not, and 2 if they can not be
+run. The third shows what these tests notice.
 
 ``TAGS`` are those of Odoo's ``--test-tags``. Which Odoo, 16.0 or newer, the environment says: ``SERIES`` (default 19.0)
 or ``ODOO``, a source tree, and ``PYTHON``, the interpreter for it.
@@ -12,7 +12,7 @@ or ``ODOO``, a source tree, and ``PYTHON``, the interpreter for it.
 Tests that need a browser Odoo skips where there is no Chrome.
 """
 
-import collections
+import contextlib
 import os
 import re
 import shutil
@@ -40,45 +40,39 @@ LOGS = CACHE / "odoo-tests"
 _DEADLINE = 1800
 
 # As Odoo's odoo/tests/result.py writes them, from 16.0 to 19.1.
-_RECORD = r"^\S+ \S+ \d+ [A-Z]+ \S+ (\S+): "
-_STARTED = re.compile(_RECORD + r"Starting (\w+\.test\w+) \.\.\.", re.MULTILINE)
-_SKIPPED = re.compile(_RECORD + r"skipped (.+?) : ", re.MULTILINE)
-_FAILED = re.compile(_RECORD + r"(FAIL|ERROR): (?:Subtest )?(\w+\.\w+|.+)", re.MULTILINE)
+_FAILED = re.compile(r"^\S+ \S+ \d+ [A-Z]+ \S+ \S+: (?:FAIL|ERROR): (?:Subtest )?(\w+\.\w+|.+)", re.MULTILINE)
+_SKIPPED = re.compile(r"^\S+ \S+ \d+ [A-Z]+ \S+ \S+: skipped (.+?) : ", re.MULTILINE)
 _SUMMARY = re.compile(r"\d+ failed, \d+ error\(s\) of (\d+) tests")
-_OUTCOMES = ("passed", "failed", "error", "skipped")
 
 
-class SetUp(NamedTuple):
-    name: str
-    pooler: bool
-    addon: bool
+class Outcome(NamedTuple):
+    tests: int
+    failed: list  # names
+    skipped: list
 
 
-DIRECT = SetUp("PostgreSQL, without the addon", pooler=False, addon=False)
-WITH_ADDON = SetUp("PgBouncer, with the addon", pooler=True, addon=True)
-WITHOUT_ADDON = SetUp("PgBouncer, without the addon", pooler=True, addon=False)
+def outcome(log):
+    """Return the :class:`Outcome` that Odoo's log tells of.
 
-
-class Run(NamedTuple):
-    #: name of each test, as ``--test-tags`` takes it -> one of passed, failed, error and skipped
-    outcomes: dict
-    seconds: float
-
-
-def run(build, setup, tags):
-    """Run Odoo's tests once, return a :class:`Run`; the log is kept in ``LOGS``.
-
-    :raise RuntimeError: Odoo did not come to the end of them, or there are none
+    :raise RuntimeError: it tells of none
     """
-    say("%s ..." % setup.name)
+    summary = _SUMMARY.search(log)
+    if summary is None or summary[1] == "0":
+        raise RuntimeError("Odoo has run no test; the end of its log:\n%s" % "\n".join(log.splitlines()[-30:]))
+    return Outcome(int(summary[1]), sorted(set(_FAILED.findall(log))), sorted(set(_SKIPPED.findall(log))))
+
+
+def run(build, name, tags, pooled, addon):
+    """Run Odoo's tests once, return the :class:`Outcome` and the seconds; the log is kept in ``LOGS``."""
+    say("%s ..." % name)
     archives = odoo_database(build)
     with PostgreSQL({"log_statement": "none"}, archive=archives["cluster"]) as server, PgBouncer(server) as pooler:
-        through = pooler if setup.pooler else server
+        through = pooler if pooled else server
         odoo = Odoo(
             build,
             through,
             DATABASE,
-            addon=ADDON if setup.addon else None,
+            addon=addon,
             environment={"IMDISPATCHER_DB_HOST": server.host, "IMDISPATCHER_DB_PORT": str(server.port)},
             # One of the tests wants a cursor that is read-only, of the database for that; there is since 18.0.
             conf={"db_replica_host": through.host, "db_replica_port": through.port}
@@ -88,100 +82,43 @@ def run(build, setup, tags):
             # Many tests are only run while the module that they are of is installed or updated.
             options=["--update", "base", "--test-tags", tags, "--stop-after-init"],
         )
-        began = time.monotonic()
-        failure = None
-        try:
-            odoo.run(_DEADLINE)
-        except RuntimeError as error:  # as it ends when a test fails, too
-            failure = error
-        finally:
-            seconds = time.monotonic() - began
-            log = odoo.log()
+        with contextlib.closing(odoo):
+            began = time.monotonic()
+            # It ends with an error when a test fails, too; the log tells.
+            with contextlib.suppress(RuntimeError):
+                odoo.run(_DEADLINE)
             LOGS.mkdir(parents=True, exist_ok=True)
-            path = LOGS / ("%s %s.log" % (build.series, setup.name))
-            shutil.copy(odoo.log_path, path)
-            odoo.close()
-    summary = _SUMMARY.search(log)
-    if summary is None:
-        raise failure or RuntimeError("Odoo has not said how its tests ended, see %s" % path)
-    if summary[1] == "0":
-        raise RuntimeError("Odoo has no tests %s" % tags)
-    return Run(outcomes(log), seconds)
-
-
-def outcomes(log):
-    """Return what became of each test that Odoo's log tells of, by its name."""
-    found = {_name(*test): "passed" for test in _STARTED.findall(log)}
-    found.update({_name(*test): "skipped" for test in _SKIPPED.findall(log)})
-    for logger, outcome, test in _FAILED.findall(log):
-        found[_name(logger, test)] = "error" if outcome == "ERROR" else "failed"
-    return found
-
-
-def _name(logger, test):
-    module = re.match(r"odoo\.addons\.(\w+)\.", logger)
-    # What fails or is skipped for a whole class has no such logger, but its full name.
-    return "/%s:%s" % (module[1], test) if module else test
-
-
-def differences(one, other):
-    """Return the names of the tests that two runs do not agree on."""
-    return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
-
-
-def report(runs):
-    """Return lines for people: a table, what differs, and what fails or is skipped wherever it runs.
-
-    :param runs: :class:`SetUp` -> :class:`Run`; the first one is what the others are compared with
-    """
-    reference = next(iter(runs.values())).outcomes
-    rows = []
-    for setup, one in runs.items():
-        counts = collections.Counter(one.outcomes.values())
-        differ = "" if one.outcomes is reference else len(differences(reference, one.outcomes))
-        rows.append((setup.name, *(counts[outcome] for outcome in _OUTCOMES), differ, "%.0f" % one.seconds))
-    head = ("Odoo's tests on", *_OUTCOMES, "differ", "seconds")
-    lines = tabulate(rows, headers=head, tablefmt="rst").splitlines()
-    for setup, one in runs.items():
-        names = differences(reference, one.outcomes)
-        if names:
-            lines += ["", "%s:" % setup.name]
-            lines += ["  %s: %s, not %s" % (name, one.outcomes.get(name), reference.get(name)) for name in names]
-    everywhere = {name for name in reference if all(reference[name] == one.outcomes.get(name) for one in runs.values())}
-    for outcome in _OUTCOMES[1:]:
-        names = sorted(name for name in everywhere if reference[name] == outcome)
-        if names:
-            lines += ["", "%s in each of them:" % outcome, *("  " + name for name in names)]
-    return lines
-
-
-def _find_build(environ):
-    tree = environ.get("ODOO", "").strip() or None
-    series = environ.get("SERIES", "").strip() or (None if tree else DEFAULT_SERIES)
-    build = find_build(series, tree, environ.get("PYTHON", "").strip() or None)
-    if series_number(build.series) < OLDEST:
-        raise RuntimeError("Odoo %s is too old, name one of %d.0 or newer" % (build.series, OLDEST))
-    return build
+            shutil.copy(odoo.log_path, LOGS / ("%s %s.log" % (build.series, name)))
+            return outcome(odoo.log()), time.monotonic() - began
 
 
 def main():
     tags = sys.argv[1] if len(sys.argv) > 1 else TAGS
+    tree = os.environ.get("ODOO", "").strip() or None
+    series = os.environ.get("SERIES", "").strip() or (None if tree else DEFAULT_SERIES)
     try:
-        build = _find_build(os.environ)
-        runs = {setup: run(build, setup, tags) for setup in (DIRECT, WITH_ADDON, WITHOUT_ADDON)}
+        build = find_build(series, tree, os.environ.get("PYTHON", "").strip() or None)
+        if series_number(build.series) < OLDEST:
+            raise RuntimeError("Odoo %s is too old, name one of %d.0 or newer" % (build.series, OLDEST))
+        runs = {
+            "PostgreSQL, without the addon": run(build, "direct", tags, False, None),
+            "PgBouncer, with the addon": run(build, "with addon", tags, True, ADDON),
+            "PgBouncer, without the addon": run(build, "without addon", tags, True, None),
+        }
     except RuntimeError as error:
         print("make odoo-tests: %s" % error, file=sys.stderr)
         return 2
-    print("\n".join(["%s, Python %s, %s" % (build.description, build.python, tags), "", *report(runs)]))
+    print("%s, Python %s, %s\n" % (build.description, build.python, tags))
+    rows = [(name, one.tests, len(one.failed), len(one.skipped), "%.0f" % took) for name, (one, took) in runs.items()]
+    print(tabulate(rows, ("Odoo's tests on", "run", "failed", "skipped", "seconds"), tablefmt="rst"))
+    for name, (one, _took) in runs.items():
+        for test in one.failed:
+            print("%s: %s failed" % (name, test))
     print("\nlogs: %s" % LOGS)
-    direct, with_addon, without_addon = (one.outcomes for one in runs.values())
-    if direct == without_addon:
-        print("\nNothing differs without the addon either: these tests do not need it.")
-    differing = differences(direct, with_addon)
-    if differing:
-        again = ",".join(name for name in differing if name.startswith("/"))
-        print("\nSome have limits of time that a busy machine does not keep. Once more: ARGS=%s" % again)
-    return 1 if differing else 0
+    direct, with_addon, _without = (one for one, _took in runs.values())
+    if direct != with_addon:
+        print("They differ. Some have limits of time that a busy machine does not keep: try these again by ARGS=TAGS.")
+    return 0 if direct == with_addon else 1
 
 
 if __name__ == "__main__":
