@@ -15,12 +15,10 @@ ARGS ?=
 MINUTES ?=
 # Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for.
 SEEDS ?= 1-
-# How many Odoos "test" and "matrix" run at a time.
+# How many tests run at a time.
 JOBS ?= 2
-# Servers other than those of this machine, from Debian's packages: a major version of PostgreSQL (17, 18, 19), and the
-# suite that has the PgBouncer (trixie, sid). The programs read them from the environment.
+# Major version of PostgreSQL, one that is installed; empty: the newest. The programs read it from the environment.
 export POSTGRESQL ?=
-export PGBOUNCER ?=
 # Where "matrix" finds source trees of Odoo, as TREES/*/odoo-bin; empty: it gets all series itself.
 TREES ?=
 # Not empty: "bench" takes few samples.
@@ -38,17 +36,17 @@ BENCH_STAMP := $(BENCH)/stamp
 # Debian's packages that a target needs and, after "--later", those that it can begin without: who has neither root nor
 # sudo is told of all of them at once.
 PACKAGES = python3-venv
-demo test test-all matrix odoo-tests soak bench screenshot up: PACKAGES += debian-archive-keyring postgresql pgbouncer
+demo test test-all matrix odoo-tests soak bench up: PACKAGES += debian-archive-keyring postgresql pgbouncer
 test-all: PACKAGES += iproute2
 matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
 fresh: PACKAGES += mmdebstrap
-test-all screenshot: PACKAGES += --later chromium chromium-driver fonts-liberation
+test-all: PACKAGES += --later chromium chromium-driver fonts-liberation
 
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)
 
-.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench screenshot lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,8 +73,8 @@ endif
 test-all: $(TOOLS_STAMP) ## the rest: Odoo 14.0, browsers, other poolers, packages (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) -m rest $(ARGS)
 
-matrix: $(TOOLS_STAMP) ## the main tests on all series, or on all source trees in TREES=/folder, JOBS=2 at a time
-	@exec $(TOOLS_PYTHON) -m tools.matrix --jobs "$(JOBS)" $(if $(TREES),--trees "$(TREES)") $(ARGS)
+matrix: $(TOOLS_STAMP) ## the main tests on all series, or on all source trees in TREES=/folder
+	@exec $(TOOLS_PYTHON) -m tools.matrix -n $(JOBS) $(if $(TREES),--trees "$(TREES)") $(ARGS)
 
 odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, against those without both
 	@exec $(TOOLS_PYTHON) -m tools.odoo_tests $(ARGS)
@@ -84,14 +82,11 @@ odoo-tests: $(TOOLS_STAMP) ## Odoo's own tests behind PgBouncer with the addon, 
 soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything lost or doubled?
 	@exec $(TOOLS_PYTHON) -m tools.soak $(or $(MINUTES),10) $(ARGS)
 
-fresh: $(TOOLS_STAMP) ## demo and unit tests in minimal systems of Debian, as a newcomer has them; as root
+fresh: $(TOOLS_STAMP) ## "demo" and "test" in minimal systems of Debian, as a newcomer has them; as root
 	@exec $(TOOLS_PYTHON) -m tools.fresh $(ARGS)
 
 bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
-
-screenshot: $(TOOLS_STAMP) ## take docs/discuss.png again, of Odoo in real browsers
-	@exec $(TOOLS_PYTHON) -m tools.screenshot docs/discuss.png
 
 lint: lint-python lint-addon lint-texts ## check style, conventions of addons, Python 3.5, and the texts
 

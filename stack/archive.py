@@ -25,23 +25,36 @@ def locked(name):
         yield
 
 
-def archived(name, make):
-    """Return the archives called ``name``: the path of a tar file for each part. If there are none, have them made.
+def kept(name, make):
+    """Return the folder called ``name``. If there is none, have it made; it appears when it is complete.
 
-    :param make: function that returns a context manager, which makes folders and gives the path of each by the name of
-        its part; it is entered at most once per name and clone
+    :param make: function that is given the path of a folder, which it makes; it is called at most once per name and
+        clone, unless it fails
     """
     folder = CACHE / name
     with locked(name):
         if not folder.exists():
             unfinished = CACHE / (name + ".unfinished")
-            with make() as parts:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                for part, path in parts.items():
-                    subprocess.run(["tar", "-cf", unfinished / (part + ".tar"), "-C", path, "."], check=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
             unfinished.rename(folder)
-    return {path.stem: path for path in folder.glob("*.tar")}
+    return folder
+
+
+def archived(name, make):
+    """Return the archives called ``name``: the path of a tar file for each part. If there are none, have them made.
+
+    :param make: function that returns a context manager, which makes folders and gives the path of each by the name of
+        its part
+    """
+
+    def archive(folder):
+        with make() as parts:
+            folder.mkdir()
+            for part, path in parts.items():
+                subprocess.run(["tar", "-cf", folder / (part + ".tar"), "-C", path, "."], check=True)
+
+    return {path.stem: path for path in kept(name, archive).glob("*.tar")}
 
 
 def unpack(path, folder, user=None):

@@ -14,7 +14,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from .archive import CACHE, locked
+from .archive import kept, locked
 from .clones import Unavailable, clone_folder, find_clone
 from .commands import CommandError, reason, run, say
 from .debian import package_versions, unpack_packages
@@ -133,14 +133,15 @@ def run_python(build, script, *arguments, **variables):
 
 def _build_from_debian(series, python):
     suite, packages = DEBIAN[series]
-    folder = CACHE / ("odoo-" + series)
-    with locked(folder.name):
-        if not folder.exists():
-            say("downloading Odoo %s from Debian ..." % series)
-            try:
-                unpack_packages(suite, packages, folder, _NOT_UNPACKED)
-            except RuntimeError as error:
-                return _build_instead_of_debian(series, python, reason(error))
+
+    def download(folder):
+        say("downloading Odoo %s from Debian ..." % series)
+        unpack_packages(suite, packages, folder, _NOT_UNPACKED)
+
+    try:
+        folder = kept("odoo-" + series, download)
+    except RuntimeError as error:
+        return _build_instead_of_debian(series, python, reason(error))
     (version,) = [one.split()[1] for one in package_versions(folder) if one.startswith(packages[0] + " ")]
     root = folder / "usr" / "lib" / "python3" / "dist-packages"
     tree = Tree(root, series, "Debian " + version, [], root / "odoo" / "addons" / "bus")

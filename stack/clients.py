@@ -178,6 +178,7 @@ class _Websocket:
             origin=odoo.event_url,
             timeout=_DEADLINE,
         )
+        self._socket.settimeout(None)
         self._subscription = None
         self._in_force = {}  # what is sent with a ping -> the event of its subscription
 

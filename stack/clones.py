@@ -6,9 +6,8 @@ The environment variable ``ODOO_GIT`` names the repository, as ``git clone`` tak
 import functools
 import os
 import re
-import shutil
 
-from .archive import CACHE, locked
+from .archive import CACHE, kept
 from .commands import CommandError, reason, run, say
 from .system import ensure_packages
 
@@ -46,11 +45,7 @@ def find_clone(series):
 
     :raise Unavailable: the repository can not be reached or does not have it, or git is missing
     """
-    folder = clone_folder(series)
-    with locked(folder.name):
-        if not folder.exists():
-            _clone(series, folder)
-    return folder
+    return kept(clone_folder(series).name, lambda folder: _clone(series, folder))
 
 
 def _clone(series, folder):
@@ -61,16 +56,12 @@ def _clone(series, folder):
     if why:
         raise Unavailable(series, why)
     say("getting Odoo %s by git ..." % series)
-    # What was interrupted is under the other name.
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     # Without --no-local git takes all of the history of a repository on this machine.
     options = ["--quiet", "--depth=1", "--single-branch", "--no-tags", "--no-local", "--branch", branch]
     try:
-        _git("clone", *options, "--", address, unfinished)
+        _git("clone", *options, "--", address, folder)
     except CommandError as error:
         raise Unavailable(series, "branch %s: %s" % (branch, _without_credentials(reason(error)))) from error
-    unfinished.rename(folder)
 
 
 # Once, also if it fails: whoever wants several series is not kept waiting for each.

@@ -15,25 +15,7 @@ from .system import KEYRING, ensure_packages
 
 MIRROR_VARIABLE = "DEBIAN_MIRROR"
 
-# Package lists, package sources and cache of its own. Nothing counts as installed, or apt would ask for the version
-# that this machine has. The commands that a machine runs after an update concern its own lists, and may need root. The
-# user _apt, who does the downloads when we are root, may not be able to enter our folder.
-_SETTINGS = """
-    Dir::State::lists "{0}/lists";
-    Dir::State::status "{0}/status";
-    Dir::Cache "{0}/cache";
-    Dir::Etc::sourcelist "{0}/sources.list";
-    Dir::Etc::sourceparts "-";
-    Dir::Etc::preferencesparts "-";
-    APT::Sandbox::User "root";
-    APT::Default-Release "";
-    APT::Update::Error-Mode "any";
-    Acquire::Languages "none";
-    Acquire::Retries "3";
-    #clear APT::Update::Pre-Invoke;
-    #clear APT::Update::Post-Invoke;
-    #clear APT::Update::Post-Invoke-Success;
-"""
+_SETTINGS = Path(__file__).with_name("apt.conf")
 
 
 def unpack_packages(suite, packages, folder, exclude=()):
@@ -91,7 +73,7 @@ def _download(suite, packages, scratch):
     (scratch / "status").touch()
     (scratch / "sources.list").write_text("deb [signed-by=%s] %s %s main\n" % (KEYRING, mirror, suite))
     settings = scratch / "apt.conf"
-    settings.write_text(_SETTINGS.format(scratch))
+    settings.write_text(_SETTINGS.read_text().format(scratch))
     apt_get = ["apt-get", "-q", "-c", settings]
     try:
         run([*apt_get, "update"])

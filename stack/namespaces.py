@@ -64,9 +64,6 @@ class Network:
         # At the far end: the near one would tell the programs there that it has no way.
         _ip(self._far, "link", "set", "cable", "down")
 
-    def plug(self):
-        _ip(self._far, "link", "set", "cable", "up")
-
     def _lay_cable(self):
         _ip(self._near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", self._far)
         for namespace, host in ((self._near, self.near_host), (self._far, self.far_host)):

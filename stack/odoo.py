@@ -1,5 +1,6 @@
 """A real Odoo server."""
 
+import configparser
 import contextlib
 import os
 import re
@@ -156,7 +157,7 @@ class Odoo(Process):
         return found
 
     def _write_configuration(self):
-        addons_path = [*self.build.addons_paths] + ([self.addon] if self.addon else [])
+        addons_path = [*self.build.addons_paths, *filter(None, [self.addon])]
         conf = {
             "addons_path": ",".join(map(str, addons_path)) or None,
             "data_dir": self.folder / "data",
@@ -174,14 +175,14 @@ class Odoo(Process):
             "max_cron_threads": 1,
             **self.conf,
         }
+        sections = {name: value for name, value in conf.items() if isinstance(value, dict)}
+        options = {name: value for name, value in conf.items() if value is not None and name not in sections}
+        parser = configparser.RawConfigParser()
+        parser.read_dict({"options": options, **sections})
         path = self.folder / "odoo.conf"
-        sections = {name: conf.pop(name) for name in list(conf) if isinstance(conf[name], dict)}
-        lines = []
-        for name, section in {"options": conf, **sections}.items():
-            lines.append("[%s]\n" % name)
-            lines += ["%s = %s\n" % item for item in section.items() if item[1] is not None]
-        path.write_text("".join(lines))
-        path.chmod(0o600)
+        path.touch(0o600)
+        with open(path, "w") as file:
+            parser.write(file)
 
 
 def series_number(series):

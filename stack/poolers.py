@@ -3,12 +3,17 @@
 Not every Debian has these: 12 has pgpool-II, sid has Odyssey too. What is known of them is in ``docs/poolers.rst``.
 """
 
+from pathlib import Path
+
 import psycopg2
 
 from . import ports
 from .postgres import PASSWORD, USER
 from .process import Process, server_user
 from .servers import program
+
+# Of the configurations.
+_HERE = Path(__file__).parent
 
 
 class Pooler(Process):
@@ -42,48 +47,14 @@ class Pooler(Process):
 
     def connect(self, dbname="postgres", user=None, password=None, **parameters):
         """Return a new psycopg2 connection through the pooler, by default as Odoo's role."""
-        return psycopg2.connect(
-            host=self.host,
-            port=self.port,
-            dbname=dbname,
-            user=user or self.user,
-            password=password or self.password,
-            **parameters,
-        )
+        login = {"user": user or self.user, "password": password or self.password}
+        return psycopg2.connect(host=self.host, port=self.port, dbname=dbname, **login, **parameters)
 
 
 class Odyssey(Pooler):
     """An Odyssey in transaction mode, for Odoo's role only."""
 
     name = "odyssey"
-
-    # What it writes into the folder "locks_dir" would be in /tmp by default.
-    _CONFIGURATION = """\
-daemonize no
-log_to_stdout yes
-log_format "%%p %%t %%l [%%i %%s] (%%c) %%m\\n"
-locks_dir "%(folder)s"
-workers 1
-listen {
-    host "%(host)s"
-    port %(port)d
-}
-storage "server" {
-    type "remote"
-    host "%(server_host)s"
-    port %(server_port)d
-}
-database default {
-    user "%(user)s" {
-        authentication "scram-sha-256"
-        password "%(password)s"
-        storage "server"
-        pool "transaction"
-        pool_size 20
-%(settings)s
-    }
-}
-"""
 
     @staticmethod
     def program():
@@ -96,7 +67,7 @@ database default {
     def prepare(self):
         settings = "\n".join("%s %s" % setting for setting in self.settings.items())
         places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port, "settings": settings}
-        (self.folder / "odyssey.conf").write_text(self._CONFIGURATION % places)
+        (self.folder / "odyssey.conf").write_text((_HERE / "odyssey.conf").read_text() % places)
 
 
 class PinningOdyssey(Odyssey):
@@ -121,25 +92,9 @@ class Pgpool(Pooler):
         return [self.program(), "-n", *files]
 
     def prepare(self):
-        settings = {
-            "backend_clustering_mode": "streaming_replication",
-            "backend_hostname0": self.server.host,
-            "backend_port0": self.server.port,
-            "listen_addresses": self.host,
-            "port": self.port,
-            "pcp_listen_addresses": "",
-            "unix_socket_directories": self.folder,
-            "pcp_socket_dir": self.folder,
-            "pid_file_name": self.folder / "pid",
-            "work_dir": self.folder,
-            "enable_pool_hba": "on",
-            "pool_passwd": "pool_passwd",
-            # It asks each server at its start whether it is the primary.
-            "sr_check_user": self.user,
-            **self.settings,
-        }
+        places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port}
         files = {
-            "pgpool.conf": "".join("%s = '%s'\n" % setting for setting in settings.items()),
+            "pgpool.conf": (_HERE / "pgpool.conf").read_text() % places,
             "pool_hba.conf": "host all all 127.0.0.1/32 scram-sha-256\n",
             "pool_passwd": "%s:TEXT%s\n" % (self.user, self.password),
             "pcp.conf": "",

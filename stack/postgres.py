@@ -109,9 +109,8 @@ class PostgreSQL(Process):
 
     def connect(self, dbname="postgres", user=SUPERUSER, password=SUPERUSER_PASSWORD, **parameters):
         """Return a new psycopg2 connection straight to the server."""
-        return psycopg2.connect(
-            host=self.host, port=self.port, dbname=dbname, user=user, password=password, **parameters
-        )
+        place = {"host": self.host, "port": self.port, "dbname": dbname}
+        return psycopg2.connect(**place, user=user, password=password, **parameters)
 
     def execute(self, query, params=None, dbname="postgres"):
         """Run ``query`` as superuser, outside of a transaction; return its rows, named tuples, if it has any."""
@@ -143,18 +142,10 @@ class PostgreSQL(Process):
         """Return a streaming replica of this running server: a PostgreSQL not started yet."""
         replica = PostgreSQL({**self.settings, **(settings or {})}, programs=self.programs)
         replica._make_folder()
+        place = ["--host=%s" % self.host, "--port=%s" % self.port, "--username=%s" % SUPERUSER, "--no-password"]
+        options = ["--wal-method=stream", "--checkpoint=fast", "--write-recovery-conf"]
         subprocess.run(
-            [
-                self.programs / "pg_basebackup",
-                "--pgdata=%s" % replica.data,
-                "--host=%s" % self.host,
-                "--port=%s" % self.port,
-                "--username=%s" % SUPERUSER,
-                "--wal-method=stream",
-                "--checkpoint=fast",
-                "--write-recovery-conf",
-                "--no-password",
-            ],
+            [self.programs / "pg_basebackup", "--pgdata=%s" % replica.data, *place, *options],
             check=True,
             env={**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD},
             **identity(replica.run_as),
@@ -181,17 +172,10 @@ class NewCluster(PostgreSQL):
         password.write_text(SUPERUSER_PASSWORD)
         if self.run_as:
             shutil.chown(password, self.run_as)
+        superuser = ["--username=%s" % SUPERUSER, "--pwfile=%s" % password, "--auth=scram-sha-256"]
+        options = ["--encoding=UTF8", "--no-locale", "--no-sync"]
         subprocess.run(
-            [
-                self.programs / "initdb",
-                "--pgdata=%s" % self.data,
-                "--username=%s" % SUPERUSER,
-                "--pwfile=%s" % password,
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--no-locale",
-                "--no-sync",
-            ],
+            [self.programs / "initdb", "--pgdata=%s" % self.data, *superuser, *options],
             check=True,
             stdout=subprocess.DEVNULL,
             **identity(self.run_as),

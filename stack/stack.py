@@ -24,7 +24,7 @@ DEFAULT_SERIES = "19.0"
 class Stack:
     """A running Odoo with its database, behind PgBouncer in transaction mode.
 
-    :param series: of Odoo, such as ``"19.0"``, which is the default; a tree has its own
+    :param series: of Odoo
     :param workers: 0: threaded; more: prefork
     :param addon: folder that holds a ``bus_alt_connection``; None: without it
     :param pooler: what Odoo connects to: True: PgBouncer; False: PostgreSQL itself; or a class, such as
@@ -35,9 +35,7 @@ class Stack:
     :param modules: what is installed in the database, separated by commas
     :param system_database: what Odoo is told to use in place of ``postgres``
     :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
-    :param tree: source tree of Odoo; default: Debian's package, or by git
-    :param python: interpreter for Odoo
-    :param build: what to run, a :class:`~.builds.Build`; default: what ``series``, ``tree`` and ``python`` lead to
+    :param build: what to run, a :class:`~.builds.Build`; default: the one of the series
     :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``,
         ``proxy`` and ``pooler`` running, and returns them. With a host or a port for the direct connection among them,
         ``direct`` means nothing
@@ -54,14 +52,12 @@ class Stack:
 
     def __init__(
         self,
-        series=None,
+        series=DEFAULT_SERIES,
         workers=0,
         addon=ADDON,
         pooler=True,
         direct=True,
         modules="bus",
-        tree=None,
-        python=None,
         environment=None,
         load=None,
         conf=None,
@@ -73,7 +69,7 @@ class Stack:
         proxy=False,
         system_database="postgres",
     ):
-        self.build = build or find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
+        self.build = build or find_build(series)
         self.series = self.build.series
         self.database = DATABASE
         self.system_database = system_database
@@ -82,8 +78,7 @@ class Stack:
         self._addon = addon
         self._pooler = PgBouncer if pooler is True else pooler
         self._direct = direct
-        self._with_proxy = bool(proxy)
-        self._proxy_options = proxy if isinstance(proxy, dict) else {}
+        self._proxy = proxy
         self._modules = modules
         self._jobs = jobs
         self._environment = environment
@@ -100,9 +95,9 @@ class Stack:
             if not self._jobs:
                 later = "UPDATE ir_cron SET nextcall = now() + interval '1 year'"
                 self.server.execute(later, dbname=self.database)
-            if self._with_proxy:
-                place = (self.server.host, self.server.port)
-                self.proxy = exits.enter_context(Proxy(place, **self._proxy_options))
+            if self._proxy:
+                options = self._proxy if isinstance(self._proxy, dict) else {}
+                self.proxy = exits.enter_context(Proxy((self.server.host, self.server.port), **options))
             if self._pooler:
                 self.pooler = exits.enter_context(self._pooler(self.server, **self._pooler_options))
             first = self._new_odoo(self._addon, self._odoo_environment(), filestore=archives["filestore"])
@@ -148,8 +143,9 @@ class Stack:
         if through.password != PASSWORD:
             direct["PASSWORD"] = PASSWORD
         # Other addons for this purpose know the longer names only.
-        names = {prefix + name: value for name, value in direct.items() for prefix in _PREFIXES}
-        return {**names, **given}
+        for prefix in ("IMDISPATCHER_DB_", "ODOO_IMDISPATCHER_DB_"):
+            given = {**{prefix + name: value for name, value in direct.items()}, **given}
+        return given
 
     # Clients and messages
 
@@ -219,6 +215,3 @@ class Stack:
 
     def _pooled_ports(self):
         return self.pooler.server_ports() if self.pooler else set()
-
-
-_PREFIXES = ("IMDISPATCHER_DB_", "ODOO_IMDISPATCHER_DB_")

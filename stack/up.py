@@ -28,8 +28,9 @@ import sys
 from pathlib import Path
 
 from . import servers
+from .builds import find_build
 from .database import LOGIN, PASSWORD, UnknownModule
-from .stack import ADDON, Stack
+from .stack import ADDON, DEFAULT_SERIES, Stack
 
 # Name -> what its value looks like, and what to say of another one.
 _VALUES = {
@@ -60,15 +61,15 @@ def stack_from(environ):
         raise Refused("ADDON=%s: no addon bus_alt_connection in this folder" % addon)
     try:
         servers.check()
+        tree = given.get("ODOO")
+        series = given.get("SERIES") or (None if tree else DEFAULT_SERIES)
         return Stack(
-            given.get("SERIES"),
+            build=find_build(series, tree, given.get("PYTHON")),
             workers=int(given.get("WORKERS", 0)),
             addon=None if addon == "none" else addon,
             pooler=given.get("POOLER") != "none",
             direct="DIRECT" not in given,
             modules=given.get("MODULES", "bus"),
-            tree=given.get("ODOO"),
-            python=given.get("PYTHON"),
             environment={name: text for name, text in environ.items() if re.match(r"(ODOO_)?IMDISPATCHER_", name)},
             load=given.get("LOAD"),
             conf={"max_cron_threads": int(given.get("CRON", 1))},

@@ -99,21 +99,17 @@ def variables():
 
 
 def call(folder, command, output):
-    """Run a command line of sh in the clone in a system; return its exit code, None after :data:`DEADLINE` seconds."""
-    inside = [_INSIDE, "sh", str(folder), "sh", "-c", "cd /%s && %s" % (_PLACE, command)]
-    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": variables(), "start_new_session": True}
+    """Run a command line of sh in the clone in a system; return its exit code, 124 after :data:`DEADLINE` seconds."""
+    inside = [_INSIDE, "sh", folder, "sh", "-c", "cd /%s && %s" % (_PLACE, command)]
     with open(output, "w") as log:
-        process = subprocess.Popen([*_ENTER, *inside], stdout=log, **options)
-    guard.watch(process.pid)
-    try:
-        return process.wait(DEADLINE)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        guard.forget(process.pid)
+        done = subprocess.run(
+            ["timeout", str(DEADLINE), *_ENTER, *inside],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=variables(),
+        )
+    return done.returncode
 
 
 def try_system(suite):

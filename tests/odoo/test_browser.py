@@ -26,7 +26,8 @@ def browsers():
 
 
 def test_a_message_appears_in_the_browser_of_the_other(browsers):
-    with Stack(_SERIES, modules=_MODULES) as stack, two_windows(stack, browsers) as (_, sender, receiver):
+    with Stack(_SERIES, modules=_MODULES) as stack:
+        sender, receiver = two_windows(stack, browsers)
         sender.write("Lunch at noon?")
         receiver.wait_for("Lunch at noon?", _ARRIVAL)
         receiver.write("Make it one.")

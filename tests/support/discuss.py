@@ -1,6 +1,5 @@
 """People who talk in Odoo's Discuss, each in a real browser."""
 
-import contextlib
 import xmlrpc.client
 from urllib.parse import quote
 
@@ -107,10 +106,6 @@ class Window:
     def was_reloaded(self):
         return not self._driver.execute_script("return window.neverLoadedAgain")
 
-    def picture(self):
-        """Return what is to be seen, as PNG."""
-        return self._driver.get_screenshot_as_png()
-
     def _composer(self):
         return self._wait(shown.element_to_be_clickable(_COMPOSER), DEADLINE, "place to write")
 
@@ -119,17 +114,9 @@ class Window:
         return WebDriverWait(self._driver, deadline, 0.1).until(condition, what)
 
 
-@contextlib.contextmanager
-def two_windows(stack, browsers, **size):
-    """The windows of SENDER and RECEIVER in new browsers, and their :class:`Channel`."""
+def two_windows(stack, browsers):
+    """Return the windows of SENDER and RECEIVER, in new browsers."""
     channel = Channel(stack, [SENDER, RECEIVER])
-    with contextlib.ExitStack() as exits:
-
-        def window(member):
-            driver = browsers.open(**size)
-            exits.callback(driver.quit)
-            return Window(driver, channel, member)
-
-        # The receiver is the first: nothing that happens when a page is opened may bring the message later.
-        receiver = window(RECEIVER)
-        yield channel, window(SENDER), receiver
+    # The receiver is the first: nothing that happens when a page is opened may bring the message later.
+    receiver = Window(browsers.open(), channel, RECEIVER)
+    return Window(browsers.open(), channel, SENDER), receiver

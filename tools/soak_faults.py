@@ -1,0 +1,185 @@
+"""The faults of a soak: functions of the stacks of both Odoos and a source of chance, which return when it is over.
+
+PostgreSQL, PgBouncer and the direct path are the same for both, so that the first stack stands for both there.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+
+import psutil
+
+from stack.waiting import wait_until
+from tests.support.machine import sharing_socket
+
+#: of each Odoo; with the gevent process they listen
+CRON_WORKERS = 2
+# Seconds for all to listen through one process again, or for Odoo to replace one.
+_DEADLINE = 60
+
+
+def _away(begin, end, longest, shortest=0.0):
+    def fault(stacks, chance):
+        begin(stacks[0])
+        time.sleep(chance.uniform(shortest, longest))
+        end(stacks[0])
+
+    return fault
+
+
+def _repeated(act):
+    def fault(stacks, chance):
+        for _ in range(chance.randint(1, 5)):
+            act(stacks[0])
+            time.sleep(chance.uniform(0, 1))
+
+    return fault
+
+
+def _kill_listeners(stack):
+    stack.server.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'odoo-listener-%'"
+    )
+
+
+def _refuse(stack):
+    stack.proxy.refuse()
+    stack.proxy.cut()
+
+
+def _swallow_and_stop_pooler(stack):
+    stack.proxy.swallow()
+    stack.pooler.stop()
+
+
+def _start_pooler_and_forward(stack):
+    stack.pooler.start()
+    stack.proxy.forward()
+
+
+def _send_garbage(stacks, chance):
+    with contextlib.closing(stacks[0].sender()) as sender:
+        for _ in range(chance.randint(10, 100)):
+            sender.notify(_letters(chance))
+            sender.notify(json.dumps(chance.choice([None, {}, [None], [[["x"]]], [{"a": 1}], [[0.5]], "x", 1e308])))
+
+
+def _letters(chance):
+    return "".join(chance.choice("[]{}\",:0e\\u \t'é") for _ in range(chance.randint(0, 200)))
+
+
+# Faults of sharing ----------------------------------------------------------------------------------------------------
+
+
+def listening_processes(stacks):
+    """Return the Odoo of each process that listens, by its id."""
+    found = {}
+    for stack in stacks:
+        processes = stack.odoo.processes()
+        found.update(dict.fromkeys(filter(None, [*processes.cron, processes.gevent]), stack.odoo))
+    return found
+
+
+def leader(stacks):
+    """Return the id of the process that all listen through, as soon as there is but one."""
+    port = stacks[0].proxy.port
+
+    def is_connected(pid):
+        # The server won't do as a witness: it does not know that a connection on a dead path was given up.
+        return any(one.raddr and one.raddr.port == port for one in psutil.Process(pid).net_connections("tcp"))
+
+    def find():
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            found = list(filter(is_connected, listening_processes(stacks)))
+            return found[0] if len(found) == 1 and sharing_socket(found[0]) else None
+
+    return wait_until(find, _DEADLINE, "one direct connection for all", 0.1, stacks[0].odoo.log_tail)
+
+
+def _leader_killed(stacks, chance):
+    _replace(stacks, leader(stacks), signal.SIGKILL)
+
+
+def _gevent_process_ended(stacks, chance):
+    _replace(stacks, chance.choice(stacks).odoo.processes().gevent, signal.SIGTERM)
+
+
+def _cron_worker_ended(stacks, chance):
+    _replace(stacks, chance.choice(chance.choice(stacks).odoo.processes().cron), signal.SIGTERM)
+
+
+def _replace(stacks, pid, signal_number):
+    """End one of the processes that listen; return when Odoo has another one in its place, which answers."""
+    odoo = listening_processes(stacks)[pid]
+    os.kill(pid, signal_number)
+
+    def replaced():
+        processes = odoo.processes()
+        listening = {*processes.cron, processes.gevent} - {None, pid}
+        return len(listening) == CRON_WORKERS + 1 and odoo.is_up()
+
+    wait_until(replaced, _DEADLINE, "Odoo to replace a process", 0.2, odoo.log_tail)
+
+
+def _leader_stopped(stacks, chance):
+    return _stop(stacks, leader(stacks), chance)
+
+
+def _follower_stopped(stacks, chance):
+    followers = sorted(set(listening_processes(stacks)) - {leader(stacks)})
+    return _stop(stacks, chance.choice(followers), chance)
+
+
+def _stop(stacks, pid, chance):
+    """Have a process stand still for a while; return its Odoo if it is the one that serves the clients."""
+    odoo = listening_processes(stacks)[pid]
+    serves_clients = pid == odoo.processes().gevent
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(chance.uniform(1, 12))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return odoo if serves_clients else None
+
+
+def _garbage_on_sharing_socket(stacks, chance):
+    name, _followers = sharing_socket(leader(stacks))
+    contents = [None, {}, [None], [["imbus"]], ["x" * 64], [""], ["\0"], ["\ud800"], "x", 1e308, ["imbus"]]
+    with contextlib.ExitStack() as exits:
+        for _ in range(chance.randint(10, 100)):
+            follower = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            # Whatever the leader makes of it, up to being let go. It may have its hands full with us.
+            with contextlib.suppress(OSError):
+                follower.settimeout(1)
+                follower.connect("\0" + name[1:])
+                content = json.dumps(chance.choice(contents)).encode()
+                follower.send(chance.choice([_letters(chance).encode(), content, random.randbytes(1000), b"["]))
+        # Those that were not let go say nothing and read nothing.
+        time.sleep(chance.uniform(0, 4))
+
+
+FAULTS = {
+    "listener killed": _repeated(_kill_listeners),
+    "server restarted": _away(lambda stack: stack.server.stop(), lambda stack: stack.server.start(), 4),
+    "server crashed": _away(lambda stack: stack.server.kill(), lambda stack: stack.server.start(), 4),
+    "pooler restarted": _away(lambda stack: stack.pooler.stop(), lambda stack: stack.pooler.start(), 4),
+    "pooler paused": _away(lambda stack: stack.pooler.pause(), lambda stack: stack.pooler.resume(), 5, 1),
+    "path swallowed": _away(lambda stack: stack.proxy.swallow(), lambda stack: stack.proxy.forward(), 12, 1),
+    "path cut": _repeated(lambda stack: stack.proxy.cut()),
+    "path refused": _away(_refuse, lambda stack: stack.proxy.forward(), 10, 1),
+    "path swallowed and pooler restarted": _away(_swallow_and_stop_pooler, _start_pooler_and_forward, 8),
+    "garbage sent": _send_garbage,
+}
+#: They begin when all listen through one process. Those that stop a process that serves clients return its Odoo.
+FAULTS_OF_SHARING = {
+    "leader killed": _leader_killed,
+    "leader stopped": _leader_stopped,
+    "follower stopped": _follower_stopped,
+    "gevent process ended": _gevent_process_ended,
+    "cron worker ended": _cron_worker_ended,
+    "garbage on sharing socket": _garbage_on_sharing_socket,
+}
