@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from .archive import CACHE
 from .commands import CommandError, run, say
+from .system import ensure_packages
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "tools" / "requirements"
 
@@ -47,7 +48,7 @@ class Environment(NamedTuple):
 
 
 def find_python(versions, python=None):
-    """Return an :class:`Interpreter`: one on PATH, of pyenv, or of uv.
+    """Return an :class:`Interpreter`: one on PATH, of pyenv, or of uv; or one that the distribution has as a package.
 
     :param versions: such as ``("3.11", "3.10")``, the best first
     :param python: path, command, or version of the only one to take, whatever ``versions`` says
@@ -59,14 +60,14 @@ def find_python(versions, python=None):
             raise RuntimeError("%s does not run, or can not make virtual environments" % python)
         return found
     versions = [python] if python else versions
-    for places in _on_path, _of_pyenv, _of_uv:
+    for places in _on_path, _of_pyenv, _of_uv, _of_distribution:
         for version in versions:
             for path in places(version):
                 found = _probe(path)
                 if found and found.version == version:
                     return found
     raise RuntimeError(
-        "no Python %s with its module venv is on PATH, of pyenv or of uv; install one, such as by"
+        "no Python %s with its module venv is on PATH, in pyenv, in uv or among the distribution's packages; install it by"
         " 'uv python install %s' or 'pyenv install %s'" % (" or ".join(versions), versions[0], versions[0])
     )
 
@@ -95,6 +96,16 @@ def _of_uv(version):
         return run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
     except CommandError:
         return []
+
+
+def _of_distribution(version):
+    package = "python%s-venv" % version
+    try:
+        run(["apt-cache", "show", package])
+        ensure_packages(package)
+    except RuntimeError:
+        return []
+    return ["python" + version]
 
 
 def find_environment(name, versions, python=None):
