@@ -67,8 +67,9 @@ def find_python(versions, python=None):
                 if found and found.version == version:
                     return found
     raise RuntimeError(
-        "no Python %s with its module venv is on PATH, in pyenv, in uv or among the distribution's packages; install it by"
-        " 'uv python install %s' or 'pyenv install %s'" % (" or ".join(versions), versions[0], versions[0])
+        "no Python %s with its module venv is on PATH, in pyenv, in uv or among the distribution's packages; install"
+        " one, such as by 'uv python install %s' or 'pyenv install %s'"
+        % (" or ".join(versions), versions[0], versions[0])
     )
 
 

@@ -1,11 +1,23 @@
-"""Poolers of :mod:`stack.poolers`, for tests that do without where they can not be had."""
+"""Poolers of :mod:`stack.poolers`, for tests that are skipped where these can't be installed."""
+
+import functools
 
 import pytest
 
+from stack.commands import reason
+
 
 def skip_without(pooler):
-    """Skip the test, with the reason, if the program of a class of poolers can not be had."""
+    """Skip the test, with the reason, if the program of a class of poolers can't be installed."""
+    why = _why_missing(pooler.program)
+    if why:
+        pytest.skip(why)
+
+
+@functools.cache
+def _why_missing(program):
     try:
-        pooler.program()
+        program()
     except RuntimeError as error:
-        pytest.skip(str(error))
+        return reason(error)
+    return None
