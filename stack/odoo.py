@@ -10,7 +10,6 @@ from typing import NamedTuple
 import psutil
 import requests
 
-from . import ports
 from .archive import unpack
 from .process import Process
 
@@ -78,8 +77,8 @@ class Odoo(Process):
         self.conf = dict(conf or {})
         self.options = list(options)
         self.host = "127.0.0.1"
-        self.http_port = ports.take_port()
-        self.event_port = ports.take_port() if workers else self.http_port
+        self.http_port = self.take_port()
+        self.event_port = self.take_port() if workers else self.http_port
         self._filestore = filestore
         self._started_at = 0
 
@@ -133,11 +132,6 @@ class Odoo(Process):
         self.variables = variables
         self.start()
         return mark
-
-    def close(self):
-        super().close()
-        for port in {self.http_port, self.event_port}:
-            ports.release_port(port)
 
     def processes(self):
         """Return the :class:`Processes` that run now."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psycopg2
 
-from . import ports
 from .postgres import PASSWORD, USER
 from .process import Process, server_user
 from .servers import program
@@ -28,7 +27,7 @@ class Pooler(Process):
     def __init__(self, server, user=USER, password=PASSWORD, settings=None):
         super().__init__(run_as=server_user())
         self.host = "127.0.0.1"
-        self.port = ports.take_port()
+        self.port = self.take_port()
         self.server = server
         self.user = user
         self.password = password
@@ -40,10 +39,6 @@ class Pooler(Process):
         except psycopg2.OperationalError:
             return False
         return True
-
-    def close(self):
-        super().close()
-        ports.release_port(self.port)
 
     def connect(self, dbname="postgres", user=None, password=None, **parameters):
         """Return a new psycopg2 connection through the pooler, by default as Odoo's role."""

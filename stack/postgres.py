@@ -10,7 +10,6 @@ import subprocess
 import psycopg2
 from psycopg2.extras import NamedTupleCursor
 
-from . import ports
 from .archive import archived, unpack
 from .commands import run
 from .process import Process, identity, server_user
@@ -67,7 +66,7 @@ class PostgreSQL(Process):
     def __init__(self, settings=None, archive=None, programs=None):
         super().__init__(run_as=server_user())
         self.host = "127.0.0.1"
-        self.port = ports.take_port()
+        self.port = self.take_port()
         self.user, self.password = USER, PASSWORD  # of Odoo
         self.settings = dict(settings or {})
         self.data = self.folder / "data"
@@ -102,10 +101,6 @@ class PostgreSQL(Process):
         """Have the server read :attr:`settings` again."""
         self._write_settings()
         self.execute("SELECT pg_reload_conf()")
-
-    def close(self):
-        super().close()
-        ports.release_port(self.port)
 
     def connect(self, dbname="postgres", user=SUPERUSER, password=SUPERUSER_PASSWORD, **parameters):
         """Return a new psycopg2 connection straight to the server."""

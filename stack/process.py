@@ -1,5 +1,6 @@
 """Base of the servers: a process with a folder, a log, and an end."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from . import guard
+from . import guard, ports
 from .waiting import wait_until
 
 
@@ -49,6 +50,7 @@ class Process:
             shutil.chown(self.folder, run_as)
         self.log_path = self.folder / "log"
         self.log_path.touch()
+        self._ports = []
         self._process = None
 
     def __repr__(self):
@@ -67,6 +69,11 @@ class Process:
 
     def is_up(self):
         raise NotImplementedError
+
+    def take_port(self):
+        """Return a free port, which it has until :meth:`close`."""
+        self._ports.append(ports.take_port())
+        return self._ports[-1]
 
     # Life
 
@@ -100,9 +107,8 @@ class Process:
         """
         self._launch()
         try:
-            self._process.wait(deadline)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(deadline)
         finally:
             code = self._end(self._family())
         if code:
@@ -142,10 +148,8 @@ class Process:
         family = self._family()
         if self.running:
             self._process.send_signal(self.stop_signal if signal_number is None else signal_number)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.stop_deadline if deadline is None else deadline)
-            except subprocess.TimeoutExpired:
-                pass
         return self._end(family)
 
     def kill(self):
@@ -162,6 +166,8 @@ class Process:
         self.kill()  # there is nothing left for it to save
         shutil.rmtree(self.folder, ignore_errors=True)
         guard.forget(self.folder)
+        while self._ports:
+            ports.release_port(self._ports.pop())
 
     def __enter__(self):
         try:
@@ -185,15 +191,11 @@ class Process:
         if process.poll() is None:
             process.kill()
             process.wait()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         for member in family:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-            except psutil.NoSuchProcess:
-                pass
         wait_until(lambda: not any(map(is_alive, family)), 10, "the children of %s to go" % self.name)
         guard.forget(process.pid)
         return process.returncode

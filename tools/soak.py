@@ -1,6 +1,6 @@
 """Faults at random, for as long as you like, with many clients: is anything lost or doubled?
 
-    python -m tools.soak MINUTES [--seed N] [--write FILE] [--logs FOLDER]
+    python -m tools.soak MINUTES [--seed N] [--write FILE]
 
 Messages flow all the time on two Odoo 19.0, prefork, of one machine and with one database, so that their listeners
 share one direct connection. The clients are as browsers: who loses the websocket comes back and says what it had last.
@@ -8,7 +8,6 @@ The seed decides which faults there are, and for how long; it does not decide ho
 """
 
 import argparse
-import collections
 import contextlib
 import datetime
 import json
@@ -20,17 +19,17 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import psycopg2
 import requests
 
 from stack import servers
+from stack.archive import CACHE
 from stack.clients import Client
 from stack.stack import Stack
 from stack.waiting import wait_until
 
 from .soak_faults import CRON_WORKERS, FAULTS, FAULTS_OF_SHARING, leader
-from .soak_report import Fault, Message, Sample, Soak, report
+from .soak_report import Fault, Message, Soak, report
 
 CLIENTS = 50
 CHANNELS = 10
@@ -39,6 +38,7 @@ PER_SECOND = 28
 LONG = 4
 # Seconds that the last messages may take to arrive; a check of the listener has time to fail meanwhile.
 PATIENCE = 60
+LOGS = CACHE / "soak"
 ENVIRONMENT = {"IMDISPATCHER_CHECK_INTERVAL": "5", "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2"}
 
 
@@ -97,18 +97,6 @@ def is_confirmed(stack):
         return stack.odoo.health(10)["confirmed"]
 
 
-def sample(stacks, samples):
-    """Take note of what the processes that listen take now."""
-    for number, stack in enumerate(stacks, 1):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes = stack.odoo.processes()
-            for pid in filter(None, [processes.gevent, *processes.cron]):
-                kind = "%s of Odoo %d" % ("gevent" if pid == processes.gevent else "cron", number)
-                process = psutil.Process(pid)
-                memory = process.memory_full_info().uss / 2**20
-                samples[pid].append(Sample(time.monotonic(), kind, memory, process.num_fds()))
-
-
 def faults_in_turn(chance):
     """Yield the names of faults: each once in every round, in an order of the round's own."""
     names = [*FAULTS, *FAULTS_OF_SHARING]
@@ -131,13 +119,10 @@ def wait_until_ready(name, last, stacks, clients, sender):
         wait_until(all_hear, PATIENCE, "all clients to hear")
 
 
-def soak(minutes, seed, say, logs=None):
-    """Run for so many minutes; return the :class:`Soak`.
-
-    :param logs: folder for copies of the logs of both Odoos
-    """
+def soak(minutes, seed):
+    """Run for so many minutes; return the :class:`Soak`. What the Odoos have logged is kept in :data:`LOGS`."""
     chance = random.Random(seed)
-    faults, samples, bugs = [], collections.defaultdict(list), []
+    faults, bugs = [], []
     with contextlib.ExitStack() as exits:
         stacks = _start(exits)
         clients = _connect(exits, stacks)
@@ -151,28 +136,25 @@ def soak(minutes, seed, say, logs=None):
                 if time.monotonic() - began + calm >= 60 * minutes:
                     break
                 time.sleep(calm)
-                sample(stacks, samples)
                 try:
                     wait_until_ready(name, faults[-1] if faults else None, stacks, clients, sender)
                     since = time.monotonic()
-                    say("%4d s  %s" % (since - began, name))
+                    print("%4d s  %s" % (since - began, name), flush=True)
                     stopped = {**FAULTS, **FAULTS_OF_SHARING}[name](stacks, chance)
                     faults.append(Fault(name, since, time.monotonic(), stopped))
                 except TimeoutError as error:
                     # What came of the messages is of interest all the same.
                     bugs.append("%4d s  %s: %s" % (time.monotonic() - began, name, str(error).partition("\n")[0]))
-                    say(bugs[-1])
+                    print(bugs[-1], flush=True)
                 sender.check()
             sender.stop()
             _wait_for_the_last(clients, sender)
-            sample(stacks, samples)
         finally:
             for number, stack in enumerate(stacks, 1):
                 lines = stack.odoo.log().splitlines()
                 bugs += [line for line in lines if re.search(r"bus_alt_connection.*internal error", line)]
-                if logs:
-                    shutil.copy(stack.odoo.log_path, Path(logs) / ("odoo-%d.log" % number))
-    return Soak(began, clients, sender.sent, faults, samples, bugs)
+                shutil.copy(stack.odoo.log_path, LOGS / ("odoo-%d.log" % number))
+    return Soak(began, clients, sender.sent, faults, bugs)
 
 
 def _start(exits):
@@ -223,17 +205,14 @@ def main():
     parser.add_argument("minutes", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--write", metavar="FILE", help="put the result at the end of this text, docs/soak.rst")
-    parser.add_argument("--logs", metavar="FOLDER", help="keep the logs of both Odoos there")
     arguments = parser.parse_args()
     try:
         servers.check()
     except RuntimeError as error:
         parser.error(str(error))
-    if arguments.logs:
-        # Not after an hour, if that can't be.
-        Path(arguments.logs).mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
     print("seed %d" % arguments.seed, flush=True)
-    found = soak(arguments.minutes, arguments.seed, lambda text: print(text, flush=True), arguments.logs)
+    found = soak(arguments.minutes, arguments.seed)
     lines, well = report(found)
     print("\n".join(["", *lines, "seed %d" % arguments.seed]))
     if arguments.write:

@@ -4,11 +4,8 @@ PostgreSQL, PgBouncer and the direct path are the same for both, so that the fir
 """
 
 import contextlib
-import json
 import os
-import random
 import signal
-import socket
 import time
 
 import psutil
@@ -49,27 +46,6 @@ def _kill_listeners(stack):
 def _refuse(stack):
     stack.proxy.refuse()
     stack.proxy.cut()
-
-
-def _swallow_and_stop_pooler(stack):
-    stack.proxy.swallow()
-    stack.pooler.stop()
-
-
-def _start_pooler_and_forward(stack):
-    stack.pooler.start()
-    stack.proxy.forward()
-
-
-def _send_garbage(stacks, chance):
-    with contextlib.closing(stacks[0].sender()) as sender:
-        for _ in range(chance.randint(10, 100)):
-            sender.notify(_letters(chance))
-            sender.notify(json.dumps(chance.choice([None, {}, [None], [[["x"]]], [{"a": 1}], [[0.5]], "x", 1e308])))
-
-
-def _letters(chance):
-    return "".join(chance.choice("[]{}\",:0e\\u \t'é") for _ in range(chance.randint(0, 200)))
 
 
 # Faults of sharing ----------------------------------------------------------------------------------------------------
@@ -146,22 +122,6 @@ def _stop(stacks, pid, chance):
     return odoo if serves_clients else None
 
 
-def _garbage_on_sharing_socket(stacks, chance):
-    name, _followers = sharing_socket(leader(stacks))
-    contents = [None, {}, [None], [["imbus"]], ["x" * 64], [""], ["\0"], ["\ud800"], "x", 1e308, ["imbus"]]
-    with contextlib.ExitStack() as exits:
-        for _ in range(chance.randint(10, 100)):
-            follower = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            # Whatever the leader makes of it, up to being let go. It may have its hands full with us.
-            with contextlib.suppress(OSError):
-                follower.settimeout(1)
-                follower.connect("\0" + name[1:])
-                content = json.dumps(chance.choice(contents)).encode()
-                follower.send(chance.choice([_letters(chance).encode(), content, random.randbytes(1000), b"["]))
-        # Those that were not let go say nothing and read nothing.
-        time.sleep(chance.uniform(0, 4))
-
-
 FAULTS = {
     "listener killed": _repeated(_kill_listeners),
     "server restarted": _away(lambda stack: stack.server.stop(), lambda stack: stack.server.start(), 4),
@@ -171,8 +131,6 @@ FAULTS = {
     "path swallowed": _away(lambda stack: stack.proxy.swallow(), lambda stack: stack.proxy.forward(), 12, 1),
     "path cut": _repeated(lambda stack: stack.proxy.cut()),
     "path refused": _away(_refuse, lambda stack: stack.proxy.forward(), 10, 1),
-    "path swallowed and pooler restarted": _away(_swallow_and_stop_pooler, _start_pooler_and_forward, 8),
-    "garbage sent": _send_garbage,
 }
 #: They begin when all listen through one process. Those that stop a process that serves clients return its Odoo.
 FAULTS_OF_SHARING = {
@@ -181,5 +139,4 @@ FAULTS_OF_SHARING = {
     "follower stopped": _follower_stopped,
     "gevent process ended": _gevent_process_ended,
     "cron worker ended": _cron_worker_ended,
-    "garbage on sharing socket": _garbage_on_sharing_socket,
 }
