@@ -70,8 +70,8 @@ def try_build(build, options):
     began = time.monotonic()
     print("\n===== Odoo %s (%s), Python %s =====" % (build.series, build.description, build.python), flush=True)
     REPORT.unlink(missing_ok=True)
-    # What ran on one Odoo is not what --last-failed is to know on another.
-    own = ["-m", "matrix", "-p", "no:cacheprovider", "--junitxml=%s" % REPORT]
+    # Real servers may be late once. What failed on one Odoo is not what --last-failed is to know on another.
+    own = ["-m", "matrix", "--reruns=1", "-p", "no:cacheprovider", "--junitxml=%s" % REPORT]
     code = subprocess.call([sys.executable, "-m", "pytest", "tests", *own, *options], cwd=ROOT)
     if not REPORT.exists():
         raise RuntimeError("no result of pytest, exit code %s" % code)
