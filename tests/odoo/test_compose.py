@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.archive import CACHE, locked
+from stack.archive import kept
 from stack.debian import unpack_packages
 from stack.stack import ADDON
 from tests.support.deployment import LOAD, direct_address
@@ -16,10 +16,7 @@ COMPOSE = ADDON / "demo" / "compose.yaml"
 
 @pytest.mark.rest
 def test_docker_compose_takes_our_file_which_sends_listeners_to_the_server_and_the_rest_to_the_pooler():
-    folder = CACHE / "docker-compose"
-    with locked(folder.name):
-        if not folder.exists():
-            unpack_packages("sid", ["docker-compose"], folder)
+    folder = kept("docker-compose", lambda folder: unpack_packages("sid", ["docker-compose"], folder))
     program = next(path for path in folder.rglob("docker-compose") if path.is_file())
     # For this it needs no engine.
     done = subprocess.run(
