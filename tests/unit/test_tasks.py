@@ -1,6 +1,6 @@
 """Several connections are waited for in one thread, each with its own deadline."""
 
-import contextlib
+import selectors
 import socket
 import time
 
@@ -11,18 +11,41 @@ from bus_alt_connection import connection, tasks
 
 
 @pytest.fixture
-def silent():
-    """libpq's keywords of a server that takes connections and says nothing, and a list of what it took."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
-        own = {
-            "host": "127.0.0.1",
-            "port": server.getsockname()[1],
-            "dbname": "x",
-            "user": "odoo",
-            "sslmode": "disable",
-        }
-        yield own, lambda: server.accept()[0]
+def running():
+    running = tasks.Tasks()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def pair():
+    """Two connected sockets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time goes on by itself while tasks wait; return it, a list of the monotonic seconds."""
+    clock = [1000.0]
+    ready = tasks.ready
+
+    def wait(waits, timeout):
+        happened = ready(waits, 0)
+        if not happened:
+            clock[0] += timeout
+        return happened
+
+    monkeypatch.setattr(tasks, "ready", wait)
+    monkeypatch.setattr(tasks.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tasks.time, "sleep", lambda seconds: None)
+    return clock
+
+
+def reading(ours, seconds):
+    """A task: wait for something to read; return whether it came."""
+    return (yield tasks.Wait(ours.fileno(), selectors.EVENT_READ, tasks.time.monotonic() + seconds))
 
 
 def noting(task, results):
@@ -32,102 +55,104 @@ def noting(task, results):
         results.append(str(error))
 
 
-def test_deadlines_run_at_the_same_time(silent, monkeypatch):
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.3)
-    own, _accept = silent
-    running, results, began = tasks.Tasks(), [], time.monotonic()
-    for _ in range(5):
-        running.start(noting(connection.opening(own), results))
-    assert len(running) == 5
+def test_deadlines_pass_at_the_same_time(running, clock, pair):
+    results = []
+    for number, task in enumerate([reading(pair[0], 0.3), reading(pair[1], 0.3), tasks.sleep(0.2)]):
+        running.start(noting(task, results))
+        assert len(running) == number + 1
     while running:
-        running.run(began + 60)
-    assert time.monotonic() - began < 1.4
-    assert len(results) == 5 and all(text.endswith("no answer in 0.3 s") for text in results)
+        running.run(clock[0] + 60)
+    assert results == [None, False, False] and clock[0] == pytest.approx(1000.3)
 
 
-def test_it_returns_when_it_is_told_to(silent):
-    own, _accept = silent
-    running, began = tasks.Tasks(), time.monotonic()
-    running.start(connection.opening(own))
-    running.run(began + 0.2)
-    assert 0.19 < time.monotonic() - began < 2 and len(running) == 1
-    running.close()
+def test_run_returns_at_its_time_when_a_waker_is_readable_and_when_a_task_has_ended(running, clock, pair):
+    ours, theirs = pair
+    results = []
+    running.start(noting(reading(ours, 60), results))
+    running.run(clock[0] + 0.2)
+    assert clock[0] == pytest.approx(1000.2) and len(running) == 1
+    theirs.send(b"x")
+    running.start(noting(tasks.sleep(60), results))
+    running.run(clock[0] + 30)
+    assert results == [True] and len(running) == 1
+    # The socket stays readable.
+    running.run(clock[0] + 30, ours)
+    assert clock[0] == pytest.approx(1000.2) and len(running) == 1
 
 
-def test_what_is_closed_while_it_waits_hangs_up(silent):
-    own, accept = silent
-    running = tasks.Tasks()
-    running.start(connection.opening(own))
-    running.run(time.monotonic() + 0.1)
-    with contextlib.closing(accept()) as client:
-        client.settimeout(5)
-        running.close()
-        while client.recv(4096):
-            pass
-    assert not running
-
-
-def test_an_answer_that_came_while_nobody_looked_counts(silent, monkeypatch):
+def test_an_answer_that_came_while_nobody_looked_counts(running, clock, pair):
     """As after a job that kept the interpreter, or a process that was stopped."""
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.2)
-    own, accept = silent
-    running, results = tasks.Tasks(), []
-    running.start(noting(connection.opening(own), results))
-    running.run(time.monotonic() + 0.05)
-    with contextlib.closing(accept()) as client:
-        client.recv(4096)
-        client.sendall(b"E\0\0\0\x20SFATAL\0VFATAL\0C28000\0Mno entry\0\0")
-        time.sleep(0.3)
-        while running:
-            running.run(time.monotonic() + 5)
-    assert "no entry" in results[0]
+    ours, theirs = pair
+    results = []
+    running.start(noting(reading(ours, 1), results))
+    clock[0] += 60
+    theirs.send(b"x")
+    running.run(clock[0] + 5)
+    assert results == [True]
 
 
-def test_an_error_of_one_ends_no_other(silent):
+def test_an_error_ends_its_task_only(running, clock, pair):
     def bug():
         yield from tasks.sleep(0.01)
         raise KeyError("a bug")
 
-    running, results = tasks.Tasks(), []
+    results = []
     running.start(bug())
     running.start(noting(tasks.sleep(0.1), results))
     with pytest.raises(KeyError):
-        running.run(time.monotonic() + 5)
-    running.run(time.monotonic() + 5)
+        running.run(clock[0] + 5)
+    running.run(clock[0] + 5)
     assert results == [None] and not running
 
 
-def test_without_descriptors_all_are_closed(silent, monkeypatch):
+def test_without_descriptors_all_tasks_are_closed(running, pair, monkeypatch):
     class NoSelector:
         def __init__(self):
             raise OSError(24, "Too many open files")
 
-    own, _accept = silent
-    running = tasks.Tasks()
-    running.start(connection.opening(own))
+    task = reading(pair[0], 60)
+    running.start(task)
     monkeypatch.setattr(tasks.selectors, "DefaultSelector", NoSelector)
     with pytest.raises(OSError):
         running.run(time.monotonic() + 5)
-    assert not running
+    assert not running and task.gi_frame is None
 
 
-def test_the_time_for_a_whole_task_is_limited(silent):
-    own, _accept = silent
-    began = time.monotonic()
-    with pytest.raises(psycopg2.OperationalError, match=r"no answer in 0\.2 s"):
-        tasks.finish(tasks.within(0.2, connection.opening(own), time.monotonic))
-    assert time.monotonic() - began < 2
+def test_a_descriptor_that_was_closed_meanwhile_is_ready_at_once(pair):
+    """The task finds out why."""
+    wait = next(reading(pair[0], 60))
+    pair[0].close()
+    assert tasks.ready([wait], 60) == {wait.descriptor}
 
 
-def test_the_time_during_which_nobody_looks_does_not_count(silent):
+def test_a_connection_that_is_being_opened_hangs_up_once_its_task_is_closed(running):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        port = server.getsockname()[1]
+        running.start(connection.opening({"host": "127.0.0.1", "port": port, "dbname": "x", "sslmode": "disable"}))
+        running.run(time.monotonic() + 0.05)
+        with server.accept()[0] as client:
+            client.settimeout(5)
+            running.close()
+            while client.recv(4096):
+                pass
+
+
+def test_the_time_for_a_whole_task_is_limited_but_not_while_nobody_runs_it(running, clock, pair):
     """As while the supervisor waits for its own check."""
-    own, accept = silent
-    running, results = tasks.Tasks(), []
-    running.start(noting(tasks.within(0.5, connection.opening(own), running.attended), results))
-    running.run(time.monotonic() + 0.1)
-    time.sleep(0.6)
-    running.run(time.monotonic() + 0.1)
+
+    def answering():
+        yield from reading(pair[0], 60)
+        yield from reading(pair[0], 60)
+
+    with pytest.raises(psycopg2.OperationalError, match=r"no answer in 0\.2 s"):
+        tasks.finish(tasks.within(0.2, answering(), lambda: clock[0]))
+    tasks.finish(tasks.within(2, tasks.sleep(1.5), lambda: clock[0]))
+    results = []
+    running.start(noting(tasks.within(0.5, answering(), running.attended), results))
+    running.run(clock[0] + 0.1)
+    clock[0] += 0.6
+    running.run(clock[0] + 0.1)
     assert not results
-    running.run(time.monotonic() + 5)
+    running.run(clock[0] + 5)
     assert results == ["no answer in 0.5 s"]
-    accept().close()

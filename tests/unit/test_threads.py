@@ -22,16 +22,20 @@ def run(script):
     return done.stdout.strip()
 
 
-def test_it_runs_in_a_daemon_thread_of_that_name():
+def test_it_runs_in_a_daemon_thread_of_that_name_and_other_threads_keep_their_stacks():
     seen = []
-    thread = threads.start(lambda: seen.append(threading.current_thread()), "a name")
-    thread.join(5)
-    assert seen == [thread]
-    assert (thread.name, thread.daemon) == ("a name", True)
+    previous = threading.stack_size(1 << 23)
+    try:
+        thread = threads.start(lambda: seen.append(threading.current_thread()), "a name")
+        thread.join(5)
+        assert threading.stack_size() == 1 << 23
+    finally:
+        threading.stack_size(previous)
+    assert seen == [thread] and (thread.name, thread.daemon) == ("a name", True)
 
 
-def test_three_of_them_take_a_few_megabytes():
-    """Stock takes 72 MB for each that allocates something."""
+def test_three_threads_take_a_few_megabytes():
+    """Without `threads` they take 72 MB each, once they have allocated something."""
     script = """
         import re, threading
         from bus_alt_connection import threads
@@ -55,26 +59,18 @@ def test_three_of_them_take_a_few_megabytes():
     assert float(run(script)) < 14
 
 
-def test_its_stack_is_enough_for_any_payload():
-    """Brackets only: Python 3.13 crashes with a stack of less than 1 MB."""
-    script = """
-        from bus_alt_connection import payload, threads
-
-        texts = ["[" * 7999, "[" * 3999 + "]" * 3999, '{"a":' * 1599, '[{"a":' * 1300]
-        threads.start(lambda: print([payload.readable(text, 20) for text in texts]), "reading").join()
-    """
-    assert run(script) == "[None, None, None, None]"
-
-
-def test_its_stack_is_enough_for_an_address_and_a_deep_traceback():
+def test_the_stack_is_enough_for_any_payload_an_address_and_a_deep_traceback():
+    """Python 3.13 crashes with a stack of less than 1 MB where a payload has nothing but brackets."""
     script = """
         import logging, socket
-        from bus_alt_connection import threads
+        from bus_alt_connection import payload, threads
 
         def recurse(depth):
             return recurse(depth - 1) + 1 if depth else len(socket.getaddrinfo("localhost", 1)) and 1 / 0
 
         def work():
+            for text in ["[" * 7999, "[" * 3999 + "]" * 3999, '{"a":' * 1599, '[{"a":' * 1300]:
+                assert payload.readable(text, 20) is None
             try:
                 recurse(900)
             except ZeroDivisionError:
@@ -86,19 +82,8 @@ def test_its_stack_is_enough_for_an_address_and_a_deep_traceback():
     assert run(script) == "done"
 
 
-def test_other_threads_keep_their_stacks():
-    sizes = []
-    previous = threading.stack_size(1 << 23)
-    try:
-        threads.start(lambda: None, "ours").join(5)
-        sizes.append(threading.stack_size())
-    finally:
-        threading.stack_size(previous)
-    assert sizes == [1 << 23]
-
-
 def test_a_want_of_threads_is_an_error_and_other_threads_keep_their_stacks(monkeypatch):
-    def no_thread(self):
+    def no_thread(_self):
         raise RuntimeError("can't start new thread")
 
     before = threading.stack_size()
@@ -108,7 +93,7 @@ def test_a_want_of_threads_is_an_error_and_other_threads_keep_their_stacks(monke
     assert threading.stack_size() == before
 
 
-def test_a_size_that_the_system_does_not_take_is_left(monkeypatch):
+def test_a_size_that_the_system_does_not_take_is_left_out(monkeypatch):
     monkeypatch.setattr(threads, "STACK_SIZE", 1)
     threads.start(lambda: None, "ours").join(5)
 
@@ -134,7 +119,7 @@ def test_a_libc_without_that_option_is_no_error(monkeypatch):
     threads.limit_arenas()
 
 
-def test_a_fork_does_not_wait_for_a_thread_of_its_parent():
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent():
     script = """
         import os, threading
         from bus_alt_connection import threads

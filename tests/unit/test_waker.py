@@ -19,61 +19,72 @@ def is_readable(waker):
     return bool(select.select([waker], [], [], 0)[0])
 
 
-class Writer:
-    """A socket that calls ``during()`` while it sends."""
+class Watched:
+    """A socket that calls ``during()`` once while it sends or receives, and notes what it was called for."""
 
-    def __init__(self, writer, during):
-        self._writer, self._during = writer, during
-        self.sending, self.calls = False, []
+    def __init__(self, inner, during):
+        self._inner, self._during, self.calls = inner, during, []
+        self.fileno = inner.fileno
 
     def send(self, data):
-        self.calls.append("send")
-        self.sending = True
-        during, self._during = self._during, lambda: None
-        during()
-        self.sending = False
-        return self._writer.send(data)
+        return self._call("send", data)
+
+    def recv(self, size):
+        return self._call("recv", size)
 
     def close(self):
-        assert not self.sending
         self.calls.append("close")
-        self._writer.close()
+        self._inner.close()
+
+    def _call(self, method, argument):
+        self.calls.append(method)
+        result = getattr(self._inner, method)(argument)
+        during, self._during = self._during, lambda: None
+        during()
+        self.calls.append("end")
+        return result
 
 
-def meddle(waker, during):
-    waker._writer = Writer(waker._writer, during)
-    return waker._writer
+@pytest.fixture
+def paused(waker):
+    """Have another thread call `wake`, and stop inside ``send``; return a function that lets it go on to its end."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stop():
+        inside.set()
+        assert go_on.wait(10)
+
+    waker._writer = Watched(waker._writer, stop)
+    thread = threading.Thread(target=waker.wake)
+    thread.start()
+    assert inside.wait(10)
+
+    def end():
+        go_on.set()
+        thread.join(10)
+        return waker._writer.calls
+
+    return end
 
 
 def test_it_is_readable_from_wake_to_clear(waker):
     assert not is_readable(waker)
-    waker.wake()
-    waker.wake()
-    assert is_readable(waker)
-    waker.clear()
-    assert not is_readable(waker)
-    waker.clear()
-
-
-def test_it_wakes_a_thread_that_selects(waker):
     selecting = threading.Thread(target=select.select, args=[[waker], [], [], 30])
     selecting.start()
     waker.wake()
     selecting.join(5)
     assert not selecting.is_alive()
+    waker.wake()
+    waker.clear()
+    assert not is_readable(waker)
+    waker.clear()
 
 
-def test_any_number_of_wakes_never_blocks(waker):
+def test_any_number_of_wakes_blocks_nobody_and_one_after_clear_is_seen(waker):
     for _ in range(10000):
         waker.wake()
     waker.clear()
     assert not is_readable(waker)
-
-
-def test_a_wake_after_clear_is_seen_even_if_the_buffer_was_full(waker):
-    for _ in range(1000):
-        waker.wake()
-    waker.clear()
     waker.wake()
     assert is_readable(waker)
 
@@ -86,68 +97,28 @@ def test_nothing_happens_after_close(waker):
     assert waker.fileno() == -1
 
 
-def test_close_waits_for_a_send_of_another_thread(waker):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def block():
-        inside.set()
-        assert go_on.wait(10)
-
-    writer = meddle(waker, block)
-    waking = threading.Thread(target=waker.wake)
-    waking.start()
-    assert inside.wait(10)
+def test_close_waits_for_the_send_of_another_thread(waker, paused):
     waker.close()
-    assert writer.calls == ["send"]
-    go_on.set()
-    waking.join(10)
-    assert writer.calls == ["send", "close"]
-    assert waker.fileno() == -1
+    assert waker.fileno() != -1
+    assert paused() == ["send", "end", "close"] and waker.fileno() == -1
 
 
-def test_a_wake_during_the_send_of_another_thread_is_not_lost(waker):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def block():
-        inside.set()
-        assert go_on.wait(10)
-
-    meddle(waker, block)
-    waking = threading.Thread(target=waker.wake)
-    waking.start()
-    assert inside.wait(10)
+def test_a_wake_during_the_send_of_another_thread_is_not_lost(waker, paused):
+    # Who is woken by that send may look before this call.
     waker.wake()
-    go_on.set()
-    waking.join(10)
-    assert len(waker._reader.recv(10)) == 2
+    assert paused() == ["send", "end"] * 2 and is_readable(waker)
 
 
-def test_a_finalizer_may_wake_inside_wake(waker):
+@pytest.mark.parametrize("method", ["wake", "close"])
+def test_a_finalizer_may_wake_or_close_inside_wake(waker, method):
     """As when the garbage collector runs there."""
-    writer = meddle(waker, waker.wake)
+    waker._writer = Watched(waker._writer, getattr(waker, method))
     waker.wake()
-    assert writer.calls == ["send", "send"]
-    assert is_readable(waker)
-
-
-def test_a_finalizer_may_close_inside_wake(waker):
-    writer = meddle(waker, waker.close)
-    waker.wake()
-    assert writer.calls == ["send", "close"]
+    assert waker._writer.calls == ["send", "end"] + (["send", "end"] if method == "wake" else ["close"])
 
 
 def test_a_finalizer_may_wake_inside_clear(waker):
-    class Reader:
-        fileno = waker._reader.fileno
-        close = waker._reader.close
-        recv_now = waker._reader.recv
-
-        def recv(self, size):
-            received = self.recv_now(size)
-            waker.wake()
-            return received
-
-    waker._reader = Reader()
+    waker._reader = Watched(waker._reader, waker.wake)
     waker.wake()
     waker.clear()
     assert is_readable(waker)
