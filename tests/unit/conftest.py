@@ -1,5 +1,7 @@
 import gc
 import logging
+import select
+import selectors
 import sys
 import threading
 import types
@@ -13,11 +15,13 @@ from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
 from tests.unit.fakes import Cursor as FakeCursor
-from tests.unit.fakes import Events, FakePool, FakeServer, TimelessSupervisor, noted
+from tests.unit.fakes import Events, FakePool, FakeServer, TimelessSupervisor, WatchedSelector
 
 
 @pytest.fixture
-def fake():
+def fake(monkeypatch):
+    watched = types.SimpleNamespace(DefaultSelector=WatchedSelector, EVENT_READ=selectors.EVENT_READ)
+    monkeypatch.setattr(listener_module, "selectors", watched)
     return FakeServer()
 
 
@@ -50,6 +54,7 @@ def listen(fake, events):
             listener.add(feed)
         # Weakly held there.
         started.append((listener, feeds))
+        fake.listeners.append(listener)
         threading.Thread(target=listener.run, name="bus_alt_connection.listener", daemon=True).start()
         return listener
 
@@ -70,34 +75,46 @@ def supervise(fake, options):
         for database in databases:
             fake.rows.setdefault(database, [])
         backlog = backlog or Backlog(fake.opening)
-        return TimelessSupervisor(listener, fake.opening, Databases(databases), backlog, options, **more)
+        own = listener, fake.opening, Databases(databases), backlog, options
+        return TimelessSupervisor(*own, settle=fake.settle, **more)
 
     return supervise
 
 
 @pytest.fixture
-def run(fake):
-    """Return a function that has a supervisor do its rounds for some seconds, of a time that passes in no time."""
+def run(fake, clock):
+    """Return a function that runs supervisors for some seconds of simulated time: ``run(seconds, supervisor, ...)``.
 
-    def run(supervisor, seconds, step=1.0):
+    ``meanwhile()`` is called every ``step`` seconds.
+    """
+
+    def run(seconds, *supervisors, step=1.0, meanwhile=lambda: None):
         end = fake.now + seconds
         while fake.now < end:
-            fake.now += step
-            supervisor.round(fake.now)
-            noted(supervisor.listener)
+            began = fake.now
+            due = min([supervisor.round(fake.now) for supervisor in supervisors])
+            meanwhile()
+            fake.settle()
+            fake.now = max(fake.now, min(due, began + step), began + 0.001)
 
     return run
 
 
 @pytest.fixture
 def clock(fake, monkeypatch):
-    """Time is ``fake.now`` for all that the supervisor does. Waiting for answers takes no time of ours."""
+    """Time is ``fake.now`` for all that the supervisor does. It goes on while tasks wait, and listeners are at rest."""
     for module in (listener_module, supervisor_module, catchup, tasks):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: fake.now))
+    # A listener pauses in real time.
+    monkeypatch.setattr(listener_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.02)
 
-    def ready(_waits, timeout):
-        fake.now += timeout
-        return set()
+    def ready(waits, timeout):
+        fake.settle()
+        readable, _writable, _failed = select.select([w.descriptor for w in waits if w.descriptor], [], [], 0)
+        if not readable:
+            fake.now += timeout
+        return set(readable)
 
     monkeypatch.setattr(tasks, "ready", ready)
 

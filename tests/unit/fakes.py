@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import selectors
 import socket
 import sys
 import threading
@@ -18,27 +19,28 @@ _PAST = 1000000  # microseconds, of the server's start
 
 
 class FakeServer:
-    """A PostgreSQL with a direct and an ordinary way to it.
+    """A PostgreSQL with a direct way and a pooled way to it.
 
     The verbs are those of :class:`~stack.proxy.Proxy`, and mean the direct way: :meth:`refuse`, :meth:`cut`,
-    :meth:`swallow`, :meth:`forward`. For the ordinary way see ``away``.
+    :meth:`swallow`, :meth:`forward`. For the pooled way see ``away``.
 
-    :ivar away: names of databases that can't be had the ordinary way, or ``"pooler"``: none of them
-    :ivar silent: names of databases that don't answer the ordinary way, or ``"pooler"``; needs the fixture ``clock``
+    :ivar away: names of databases that the pooled way does not lead to, or ``"pooler"``: to none of them
+    :ivar silent: names of databases that do not answer the pooled way, or ``"pooler"``; needs the fixture ``clock``
     :ivar refusal: what is said of those that are away
     :ivar takes: seconds that a login takes
     :ivar may_list: whether Odoo's role may read pg_database
     :ivar locked: names of databases whose bus_bus is locked
     :ivar pooled: whether a session says that there is a pooler in between
-    :ivar deaf_pooler: what LISTEN says is heard by who sends, as behind a pooler in transaction mode
-    :ivar seen_pooled: what a closer look tells of a session
-    :ivar sees_started, sees_database: what the ordinary way leads to; what is sent elsewhere is not heard here
+    :ivar deaf_pooler: the sender itself receives what LISTEN asks for, as behind a pooler in transaction mode
+    :ivar seen_pooled: whether a second connection finds the pooler
+    :ivar sees_started, sees_database: what the pooled way leads to; what is sent elsewhere is not heard here
     :ivar on_notify: called with each session that was given a notification
-    :ivar now: for the dates of rows
+    :ivar now: the simulated time, monotonic seconds
+    :ivar listeners: those that `settle` waits for
     """
 
     def __init__(self):
-        self.sessions = []
+        self.sessions, self.listeners = [], []
         self.connects = 0
         self.sent = []
         self.away, self.silent, self.locked = set(), set(), set()
@@ -56,6 +58,21 @@ class FakeServer:
         self._refusing = self._swallowing = False
         self._xid = 1000
         self._lock = threading.RLock()
+
+    def settle(self):
+        """Wait until the threads of the listeners have nothing to do. Only then may simulated time go on."""
+        deadline = time.monotonic() + 10
+        # Twice, since a leader may have sent something to a follower that was at rest before.
+        while not all(self._is_at_rest(listener) for listener in 2 * self.listeners):
+            assert time.monotonic() < deadline, "a listener that does not come to rest"
+            time.sleep(0.0005)
+
+    def _is_at_rest(self, listener):
+        session = listener.session
+        if session is None:
+            return self._refusing or listener.closed
+        selector = vars(session).get("selector")
+        return session.fault is None and selector is not None and selector.is_at_rest()
 
     # Verbs
 
@@ -92,7 +109,7 @@ class FakeServer:
                     session.arrive(Notify(7, channel, payload))
                     self.on_notify(session)
 
-    # The ordinary way
+    # The pooled way
 
     def opening(self, database):
         """A task: return a connection to ``database``."""
@@ -103,7 +120,7 @@ class FakeServer:
             raise psycopg2.OperationalError("no answer in 5 s")
         if self.away & {database, "pooler"}:
             raise psycopg2.OperationalError(self.refusal)
-        return FakeOrdinary(self, database)
+        return FakePooled(self, database)
 
     def open(self, database):
         """Return a connection to ``database``."""
@@ -196,7 +213,7 @@ class FakeSession(Session):
             self._theirs.send(b"\0")
 
 
-class FakeOrdinary:
+class FakePooled:
     """As :class:`bus_alt_connection.connection.Connection`, on a way that answers what the addon asks there."""
 
     def __init__(self, server, database):
@@ -284,23 +301,46 @@ def connected(listener, after=None):
     return listener.session
 
 
-def noted(listener):
-    """Wait until the listener has taken note of it if its session was confirmed."""
+class WatchedSelector(selectors.DefaultSelector):
+    """A listener's selector, which tells whether the listener's thread waits in vain."""
 
-    def done():
-        session = listener.session
-        return session is None or not session.confirmed or listener.deaf_since is None
+    _is_selecting = False
 
-    assert listener.wait(done, 5), "a confirmation that is not noted"
+    def register(self, fileobj, events, data=None):
+        fileobj.selector = self
+        return super().register(fileobj, events, data)
+
+    def select(self, timeout=None):
+        self._is_selecting = True
+        try:
+            return super().select(timeout)
+        finally:
+            self._is_selecting = False
+
+    def is_at_rest(self):
+        try:
+            # In this order: the thread stops selecting before it reads what was there to be read.
+            return not super().select(0) and self._is_selecting
+        except ValueError:
+            # The thread has closed it.
+            return False
 
 
 class TimelessSupervisor(Supervisor):
-    """One whose rounds are given a time that may stand still meanwhile: a token is waited for in real time."""
+    """A supervisor whose rounds get a simulated time, which stands still unless tasks are under way.
+
+    ``settle()`` waits until the listener has nothing to do, see `FakeServer.settle`.
+    """
+
+    def __init__(self, *args, settle=lambda: None, **more):
+        super().__init__(*args, **more)
+        self._settle = settle
 
     def _wait(self, condition, seconds):
         if self._tasks:
             return super()._wait(condition, seconds)
-        return self.listener.wait(condition, seconds)
+        self._settle()
+        return condition()
 
 
 class FakeFeed:

@@ -1,9 +1,8 @@
-"""A listener keeps one session for all its feeds, and is back after whatever happens to that."""
+"""A listener keeps one session for all its feeds, and replaces it whatever happens to it."""
 
 import errno
 import gc
 import threading
-import time
 import types
 
 import psycopg2
@@ -14,6 +13,7 @@ from bus_alt_connection import connection, tasks
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection.listener import (
     IMMEDIATE_RECONNECTS,
+    LONGEST_DELAY,
     SECONDS_PER_RECONNECT,
     Backoff,
     DirectSession,
@@ -21,122 +21,124 @@ from bus_alt_connection.listener import (
 )
 from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from tests.unit.fakes import FakeFeed, connected, noted
+from stack.waiting import wait_until
+from tests.unit.fakes import FakeFeed, connected
 
 
-def confirmed(listener, channels=("imbus",)):
-    """Have the session confirmed, as the supervisor does; return it."""
-    session = listener.session
-    listener.confirm(session, frozenset(channels), 0.001)
-    return session
+@pytest.fixture
+def feed():
+    return FakeFeed("imbus")
 
 
-# Life
+def confirm(listener, *channels):
+    """Confirm the session, as the supervisor does; wait until the listener has noted that."""
+    listener.confirm(listener.session, frozenset(channels), 0.001)
+    assert listener.wait(lambda: listener.deaf_since is None, 5)
 
 
-def test_notifications_come_to_the_feeds_of_their_channel(fake, events, listen):
+def run_in_thread(listener):
+    thread = threading.Thread(target=listener.run, daemon=True)
+    thread.start()
+    return thread
+
+
+# Life -----------------------------------------------------------------------------------------------------------------
+
+
+def test_each_feed_gets_what_is_sent_on_its_channels_and_odoo_can_read(fake, listen, logged):
     bus, cron = FakeFeed("imbus"), FakeFeed("cron_trigger")
     listener = listen(bus, cron)
     connected(listener)
     assert listener.session.channels == {"imbus", "cron_trigger", HEARTBEAT_CHANNEL, listener.session.check_channel}
+    fake.notify("imbus", "no JSON")
     fake.notify("cron_trigger", "x")
     fake.notify("imbus", '["a"]')
-    assert bus.get() == ("imbus", '["a"]')
-    assert cron.all() == [("cron_trigger", "x")]
-
-
-def test_a_channel_that_comes_later_is_in_force_soon(fake, events, listen):
-    feed = FakeFeed("imbus")
-    listener = listen(feed)
-    connected(listener)
-    listener.listen(feed, feed.channels | {"more"})
-    listener.wait_for_listen(feed, 5)
+    assert (bus.get(), cron.get()) == (("imbus", '["a"]'), ("cron_trigger", "x"))
+    assert bus.all() == cron.all() == [] and len(logged("can't read")) == 1
+    listener.listen(bus, frozenset(["imbus", "more"]))
+    assert listener.wait_for_listen(bus, 5)
     fake.notify("more", "a")
-    assert feed.get() == ("more", "a")
-    listener.listen(feed, feed.channels - {"more"})
-    assert listener.wait(lambda: "more" not in listener.session.channels, 5)
+    assert bus.get() == ("more", "a")
+    listener.remove(cron)
+    assert listener.wait(lambda: "cron_trigger" not in listener.session.channels, 5)
 
 
-@pytest.mark.parametrize("what", ["cut", "replace"])
-def test_a_lost_session_is_replaced(fake, events, listen, what):
-    feed = FakeFeed("imbus")
+@pytest.mark.parametrize("kind, reason", [(LOST, "server closed the connection unexpectedly"), (UNHEARD, "nothing")])
+def test_a_session_that_is_lost_or_given_up_is_replaced_and_that_is_an_event(fake, events, listen, feed, kind, reason):
     listener = listen(feed)
     lost = connected(listener)
-    if what == "cut":
+    if kind == LOST:
         fake.cut()
-        event = events.expect(LOST)
-        assert event.reason == "server closed the connection unexpectedly"
     else:
-        listener.replace(lost, UNHEARD, "nothing comes")
-        event = events.expect(UNHEARD)
-        assert event.reason == "nothing comes"
-    assert event.session is lost and lost.closed
-    connected(listener, lost)
-    assert fake.connects == 2
-    fake.notify("imbus", '["a"]')
-    assert feed.get() == ("imbus", '["a"]')
-
-
-def test_a_session_that_is_gone_is_not_replaced_again(fake, events, listen):
-    listener = listen(FakeFeed("imbus"))
-    lost = connected(listener)
-    fake.cut()
-    events.expect(LOST)
+        listener.replace(lost, kind, reason)
+    event = events.expect(kind)
+    assert (event.session, event.reason, lost.closed) == (lost, reason, True)
     kept = connected(listener, lost)
+    # Too late for these.
     listener.replace(lost, UNHEARD, "late")
     listener.confirm(lost, frozenset(["imbus"]), 0.001)
-    fake.notify("imbus", "[]")
-    assert listener.session is kept and kept.confirmed is None
+    fake.notify("imbus", '["a"]')
+    assert feed.get() == ("imbus", '["a"]')
+    assert listener.session is kept and kept.confirmed is None and fake.connects == 2
 
 
-def test_it_is_tried_until_it_works(fake, events, listen):
-    fake.refuse()
-    listener = listen(FakeFeed("imbus"))
-    events.expect(FAILED, FAILED)
-    assert listener.failed
-    fake.forward()
+@pytest.mark.parametrize("error", [psycopg2.OperationalError("is a standby"), OSError(errno.EMFILE, "Too many files")])
+def test_it_connects_until_it_succeeds_and_each_failure_is_an_event(fake, events, listen, feed, error):
+    errors = [error, error]
+
+    def connect(_listener):
+        if errors:
+            raise errors.pop()
+        return fake.connect()
+
+    listener = listen(feed, connect=connect)
+    assert events.expect(FAILED, FAILED).reason == str(error)
     connected(listener)
     assert not listener.failed
 
 
-def test_what_is_confirmed_is_told_once(fake, events, listen):
-    listener = listen(FakeFeed("imbus"))
+def test_a_confirmation_is_an_event_once_for_the_same_channels(fake, events, listen, feed):
+    listener = listen(feed)
     session = connected(listener)
-    assert listener.deaf_since is not None
     for _ in range(3):
-        confirmed(listener)
-    assert events.expect(CONFIRMED).session is session
-    assert session.confirmed == {"imbus"}
-    assert listener.deaf_since is None
+        confirm(listener, "imbus")
+    assert events.expect(CONFIRMED).session is session and session.settled
+    listener.listen(feed, frozenset(["imbus", "more"]))
+    listener.wait_for_listen(feed, 5)
+    confirm(listener, "imbus", "more")
+    assert events.expect(CONFIRMED).reason == "imbus, more"
     fake.cut()
     events.expect(LOST)
     assert listener.deaf_since is not None
 
 
-def test_channels_that_are_confirmed_later_are_told_again(events, listen):
-    feed = FakeFeed("imbus")
-    listener = listen(feed)
-    connected(listener)
-    confirmed(listener)
-    events.expect(CONFIRMED)
-    listener.listen(feed, feed.channels | {"more"})
-    listener.wait_for_listen(feed, 5)
-    confirmed(listener, ("imbus", "more"))
-    assert events.expect(CONFIRMED).session.confirmed == {"imbus", "more"}
-
-
-def test_behind_a_pooler_nothing_but_the_check_is_listened_to_before_it_is_confirmed(fake, events, listen):
+def test_through_a_pooler_it_listens_only_to_the_check_before_that_is_confirmed(fake, listen, feed):
     fake.pooled = True
-    feed = FakeFeed("imbus")
     listener = listen(feed)
     connected(listener)
     assert listener.session.channels == {listener.session.check_channel}
-    confirmed(listener, ())
-    listener.wait_for_listen(feed, 5)
+    listener.confirm(listener.session, frozenset(), 0.001)
+    assert listener.wait_for_listen(feed, 5)
     assert listener.session.channels == {"imbus", HEARTBEAT_CHANNEL, listener.session.check_channel}
 
 
-def test_it_ends_with_its_last_feed(fake, events, listen):
+def test_a_token_counts_for_the_session_that_received_it(fake, events, listen, feed):
+    listener = listen(feed)
+    first = connected(listener)
+    listener.expect("token")
+    fake.notify(first.check_channel, "token")
+    assert listener.wait_for_token(first, 5)
+    listener.expect("another")
+    fake.notify(first.check_channel, "token")
+    assert not listener.wait_for_token(first, 0.01)
+    fake.cut()
+    events.expect(LOST)
+    second = connected(listener)
+    fake.notify(second.check_channel, "another")
+    assert listener.wait_for_token(second, 5) and not listener.wait_for_token(first, 5)
+
+
+def test_it_ends_with_its_last_feed(fake, listen):
     feeds = FakeFeed("imbus"), FakeFeed("cron_trigger")
     listener = listen(*feeds)
     session = connected(listener)
@@ -144,91 +146,79 @@ def test_it_ends_with_its_last_feed(fake, events, listen):
     assert not listener.closed
     listener.remove(feeds[1])
     assert listener.closed and not listener.add(feeds[0])
-    deadline = time.monotonic() + 5
-    while not session.closed and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert session.closed and fake.connects == 1
+    wait_until(lambda: session.closed, 5)
+    assert fake.connects == 1
 
 
-def test_it_ends_while_it_waits(fake, events, listen):
-    fake.refuse()
-    listener = listen(FakeFeed("imbus"))
-    for _ in range(4):
-        events.expect(FAILED)
-    (thread,) = (one for one in threading.enumerate() if one.name.startswith("bus_alt_connection.listener"))
-    listener.close()
-    thread.join(0.5)
+def test_it_ends_with_a_feed_that_is_garbage_collected(fake, events, feed):
+    listener = Listener("postgres", fake.connect, lambda: False, events)
+    feeds = [FakeFeed("imbus")]
+    listener.add(feeds[0])
+    thread = run_in_thread(listener)
+    connected(listener)
+    fake.listeners.append(listener)
+    fake.settle()
+    feeds.clear()
+    gc.collect()
+    thread.join(5)
     assert not thread.is_alive()
 
 
-def test_it_connects_no_more_once_odoo_is_stopping(fake, events, listen):
+@pytest.mark.parametrize("how", ["closed while it pauses", "Odoo stops"])
+def test_it_ends_without_another_attempt(fake, events, feed, how):
     stopping = []
-    feed = FakeFeed("imbus")
-    listener = listen(feed, stopping=lambda: stopping)
-    (thread,) = (one for one in threading.enumerate() if one.name.startswith("bus_alt_connection.listener"))
+    listener = Listener("postgres", fake.connect, lambda: stopping, events)
+    listener.add(feed)
+    thread = run_in_thread(listener)
     connected(listener)
-    stopping.append(1)
-    fake.cut()
-    thread.join(5)
-    assert not thread.is_alive() and listener.closed and fake.connects == 1
+    if how == "Odoo stops":
+        stopping.append(True)
+        fake.cut()
+    else:
+        fake.refuse()
+        fake.cut()
+        events.expect(LOST, FAILED, FAILED, FAILED)
+        listener.close()
+    thread.join(0.5)
+    assert not thread.is_alive() and listener.closed
+    assert fake.connects <= 5
 
 
-# Faults
+# Faults ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_it_outlives_a_want_of_descriptors(fake, events, listen, monkeypatch, number):
-    listener = listen(FakeFeed("imbus"))
-    connected(listener)
-    confirmed(listener)
-    # From here on it has a selector.
-    noted(listener)
-    selector = listener_module.selectors.DefaultSelector
-
+def test_it_outlives_that_no_descriptor_is_left(fake, events, listen, feed, monkeypatch):
     def exhausted():
-        raise OSError(number, "Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(listener_module.selectors, "DefaultSelector", exhausted)
-    fake.cut()
-    assert "closed the connection" in events.wait_for(LOST).reason
-    assert "Too many open files" in events.wait_for(LOST).reason
-    monkeypatch.setattr(listener_module.selectors, "DefaultSelector", selector)
+    listener = listen(feed)
     connected(listener)
-    fake.notify("imbus", "[]")
-    assert not listener.closed
+    confirm(listener, "imbus")
+    with monkeypatch.context() as patch:
+        patch.setattr(listener_module.selectors, "DefaultSelector", exhausted)
+        fake.cut()
+        assert "closed the connection" in events.wait_for(LOST).reason
+        assert "Too many open files" in events.wait_for(LOST).reason
+    wait_until(lambda: fake.sessions and listener.session is fake.sessions[-1], 5)
+    fake.notify("imbus", '["a"]')
+    assert feed.get() == ("imbus", '["a"]')
 
 
-@pytest.mark.parametrize(
-    "error", [psycopg2.OperationalError("is a standby"), OSError(errno.EMFILE, "Too many open files")]
-)
-def test_what_keeps_it_from_connecting_is_an_event(fake, events, listen, error):
-    errors = [error]
-
-    def connect(_listener=None):
-        if errors:
-            raise errors.pop()
-        return fake.connect()
-
-    listener = listen(FakeFeed("imbus"), connect=connect)
-    assert events.expect(FAILED).reason == str(error)
-    connected(listener)
-
-
-@pytest.mark.parametrize("where", ["connect", "tell"])
-def test_a_bug_does_not_end_it(fake, events, listen, logged, monkeypatch, where):
+@pytest.mark.parametrize("where", ["connect", "journal"])
+def test_a_bug_does_not_end_it(fake, events, listen, feed, logged, monkeypatch, where):
     monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.05)
-    feed, bugs = FakeFeed("imbus"), [KeyError("a bug")] * 3
+    bugs = [KeyError("a bug")] * 3
 
-    def fail(event=None):
+    def fail(_event=None):
         if bugs:
             raise bugs.pop()
 
-    def connect(_listener=None):
+    def connect(_listener):
         if where == "connect":
             fail()
         return fake.connect()
 
-    if where == "tell":
+    if where == "journal":
         events.also = fail
         fake.refuse()
     listener = listen(feed, connect=connect)
@@ -238,156 +228,58 @@ def test_a_bug_does_not_end_it(fake, events, listen, logged, monkeypatch, where)
     assert logged("internal error", "a bug")
 
 
-def test_a_path_that_cuts_at_the_first_notification_is_not_stormed(fake, events, listen):
-    listener = listen(FakeFeed("imbus"))
-
-    def cut(event):
-        if event.kind == CONFIRMED:
-            fake.cut()
-
-    events.also = cut
-    end, session = time.monotonic() + 1.0, None
-    while time.monotonic() < end:
-        # The check is heard right away.
-        session = connected(listener, session)
-        confirmed(listener)
-    # The first, the budget, and one each after 0.05 to 0.1, 0.1 to 0.2, 0.2 to 0.4, 0.4 to 0.8 and 0.8 to 1.6 s.
-    assert 2 < fake.connects <= 1 + IMMEDIATE_RECONNECTS + 5
+# The back-off ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Return the time that the listener sees: ``now``, monotonic seconds."""
-    clock = types.SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(listener_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def now(monkeypatch):
+    """The time that the back-off sees: ``now[0]``, monotonic seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(listener_module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
-@pytest.mark.parametrize("lasting", [0.0, 0.02, 0.5, 4.9])
-def test_in_10_s_there_are_at_most_20_connects_to_a_path_that_cuts_every_session(clock, lasting):
-    for _ in range(100):
-        backoff, begin, connects = Backoff(), clock.now, 0
-        while clock.now < begin + 10:
+@pytest.mark.parametrize("lasting", [0.0, 0.5, LONGEST_DELAY - 0.1])
+def test_a_path_that_cuts_every_session_sees_at_most_20_connects_in_10_s(now, lasting):
+    for _ in range(50):
+        backoff, begin, connects = Backoff(), now[0], 0
+        while now[0] < begin + 10:
             connects += 1
-            clock.now += lasting
-            clock.now += backoff.after(lasting, lasting)
+            now[0] += lasting
+            now[0] += backoff.after(lasting, lasting)
         assert connects <= 20
 
 
-def test_of_ten_losses_in_a_row_most_are_replaced_at_once(clock):
-    backoff, waits = Backoff(), []
-    for _ in range(10):
-        clock.now += 0.05
-        waits.append(backoff.after(0.05, 0.05))
-    assert waits[:IMMEDIATE_RECONNECTS] == [0] * IMMEDIATE_RECONNECTS and waits[-1] > 0
-    clock.now += 10 * SECONDS_PER_RECONNECT
-    assert backoff.after(0.05, 0.05) == 0
+def test_lost_sessions_are_replaced_at_once_while_the_budget_lasts(now):
+    backoff = Backoff()
+    waits = [backoff.after(0.05, 0.05) for _ in range(IMMEDIATE_RECONNECTS + 1)]
+    assert waits[:-1] == [0] * IMMEDIATE_RECONNECTS and waits[-1] > 0
+    now[0] += SECONDS_PER_RECONNECT
+    assert backoff.after(0.05, 0.05) == 0 < backoff.after(0.05, 0.05)
+    # A session that outlived the longest delay is none of them, and the delays begin anew.
+    assert backoff.after(LONGEST_DELAY + 0.1, 5.1) == 0
+    assert 0 < backoff.after(0.05, 0.0) <= 0.1
 
 
-def test_the_delay_doubles_up_to_5_s_and_differs_each_time():
+def test_the_delay_doubles_up_to_5_s_at_random_and_an_attempt_is_part_of_it():
     delays = []
     for _ in range(200):
         backoff = Backoff()
         delays.append([backoff.after(None, 0.0) for _ in range(20)])
-    for number, longest in ((0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2), (6, 5), (19, 5)):
-        nth = [one[number] for one in delays]
+    for number, longest in ((0, 0.1), (1, 0.2), (5, 3.2), (6, 5), (19, 5)):
+        nth = [each[number] for each in delays]
         assert longest / 2 <= min(nth) < longest * 0.6
         assert longest * 0.9 < max(nth) <= longest
-
-
-def test_a_session_that_outlived_the_longest_delay_costs_no_budget(clock):
-    backoff = Backoff()
-    for _ in range(100):
-        assert backoff.after(5.1, 5.1) == 0
-    for _ in range(20):
-        backoff.after(0.1, 0.1)
-    assert backoff.after(0.0, 0.0) >= 2.5
-    assert backoff.after(5.1, 5.1) == 0
-    assert backoff.after(None, 0.0) <= 0.1
-
-
-def test_what_an_attempt_takes_is_part_of_the_delay():
-    """It is an interval between connects: who waited for a dead host until the deadline has waited enough."""
     backoff = Backoff()
     delays = [backoff.after(None, 3.0) for _ in range(20)]
-    assert delays[:5] == [0] * 5
-    assert all(delay <= 2 for delay in delays) and any(delays)
+    assert delays[:5] == [0] * 5 and 0 < max(delays) <= 2
 
 
-def test_a_token_that_is_already_there_counts(fake, events, listen):
-    """As when something keeps gevent's loop busy: the time is over before anybody looks at the socket."""
-    busy = threading.Event()
-    feed = FakeFeed("imbus")
-    feed.put = lambda notifications: busy.wait(5)
-    listener = listen(feed)
-    session = connected(listener)
-    listener.expect("token")
-    fake.notify("imbus", '["a"]')
-    fake.notify(session.check_channel, "token")
-    threading.Timer(0.3, busy.set).start()
-    assert listener.wait_for_token(session, 0.1)
-
-
-def test_a_token_counts_for_its_session_only(fake, events, listen):
-    listener = listen(FakeFeed("imbus"))
-    first = connected(listener)
-    listener.expect("token")
-    fake.notify(first.check_channel, "token")
-    assert listener.wait_for_token(first, 5)
-    listener.expect("another")
-    fake.notify(first.check_channel, "token")
-    assert not listener.wait_for_token(first, 0.05)
-    fake.cut()
-    events.expect(LOST)
-    second = connected(listener)
-    listener.expect("other")
-    fake.notify(second.check_channel, "other")
-    began = time.monotonic()
-    assert not listener.wait_for_token(first, 5)
-    assert time.monotonic() - began < 1
-
-
-def test_nobody_waits_for_who_is_told(fake, events, listen):
-    """Feeds must be served by other threads meanwhile."""
-    feed, blocked = FakeFeed("imbus"), []
-
-    def tell(event):
-        other = threading.Thread(target=lambda: listener.wake(), daemon=True)
-        other.start()
-        other.join(1)
-        blocked.append(other.is_alive() and event.kind)
-
-    events.also = tell
-    listener = listen(feed)
-    connected(listener)
-    confirmed(listener)
-    events.expect(CONFIRMED)
-    listener.replace(listener.session, UNHEARD, "nothing comes")
-    events.expect(UNHEARD)
-    connected(listener)
-    fake.refuse()
-    fake.cut()
-    events.expect(LOST, FAILED)
-    assert not any(blocked)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_feed_that_was_forgotten_ends_the_listener(fake, events):
-    feed = FakeFeed("imbus")
-    listener = Listener("postgres", fake.connect, lambda: False, events)
-    listener.add(feed)
-    del feed
-    gc.collect()
-    assert listener.closed
-    listener.run()
-    assert not fake.connects
-
-
-# LISTEN on a server
+# LISTEN on a server ---------------------------------------------------------------------------------------------------
 
 
 class ServersError(psycopg2.OperationalError):
-    """What psycopg2 raises; there it can't be made with a code of the server's."""
+    """As psycopg2 raises it, which lets nobody set a code of the server's."""
 
     def __init__(self, text, pgcode=None):
         super().__init__(text)
@@ -396,12 +288,17 @@ class ServersError(psycopg2.OperationalError):
     pgcode = property(lambda self: self._pgcode)
 
 
+GONE = ServersError('could not access status of transaction 1\nDETAIL:  Could not open file "pg_xact/0000"', "58P01")
+TIDY_UP = "SELECT pg_catalog.pg_notification_queue_usage()"
+
+
 class FakeConnection:
-    """As of psycopg2; ``errors``: those of the next LISTENs, None: of none."""
+    """A connection of psycopg2 that notes what it was asked; the next statements of LISTEN raise ``errors``."""
+
+    description = None
 
     def __init__(self, errors):
-        self.errors, self.asked = list(errors), []
-        self.notices, self.description = [], None
+        self.errors, self.asked, self.notices = list(errors), [], []
         self.cursor = lambda: self
         self.poll = lambda: extensions.POLL_OK
 
@@ -415,18 +312,56 @@ class FakeConnection:
 def direct_session(*errors, pooled=False):
     session = DirectSession.__new__(DirectSession)
     session.parameters, session._cnx = {"password": "s3cret"}, FakeConnection(errors)
-    session.facts = types.SimpleNamespace(pooled=pooled)
+    session.facts = connection.Facts("db-01:5432", 7, pooled, False, "postgres", "15.3", 5)
     return session
 
 
-warn = listener_module._logger.warning
+def listen_on(session, *channels):
+    session.listen(frozenset(channels), listener_module._logger.warning)
 
 
-GONE = 'could not access status of transaction 1\nDETAIL:  Could not open file "pg_xact/0000": No such file'
+def test_listen_is_one_statement_but_several_through_a_pooler(logged):
+    session = direct_session()
+    listen_on(session, "imbus", 'a"b')
+    listen_on(session, "cron_trigger", "imbus")
+    assert session._cnx.asked == ['LISTEN "a""b"; LISTEN imbus', 'LISTEN cron_trigger; LISTEN imbus; UNLISTEN "a""b"']
+    session = direct_session(None, GONE, pooled=True)
+    listen_on(session, "cron_trigger", "imbus")
+    listen_on(session, "imbus")
+    repeated = [TIDY_UP, "LISTEN imbus"]
+    assert session._cnx.asked[:4] == ["LISTEN cron_trigger", "LISTEN imbus", *repeated]
+    assert session._cnx.asked[4:] == ["LISTEN imbus", "UNLISTEN cron_trigger"]
+    assert session.channels == {"imbus"} and len(logged()) == 1
+
+
+def test_a_channel_that_is_about_to_go_is_not_in_force():
+    session, seen = direct_session(), []
+    listen_on(session, "a", "b")
+    session.execute = lambda statement: seen.append(session.channels)
+    listen_on(session, "b", "c")
+    assert seen == [{"b"}] and session.channels == {"b", "c"}
+
+
+def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
+    session = direct_session(GONE)
+    listen_on(session, "imbus")
+    assert session._cnx.asked == ["LISTEN imbus", TIDY_UP, "LISTEN imbus"] and session.channels == {"imbus"}
+    (line,) = logged("kept LISTEN from working")
+    assert "could not access status of transaction 1" in line and "update the server" in line
+
+
+@pytest.mark.parametrize("code, statements", [(None, 1), ("58P02", 1), ("42501", 1), ("58P01", 3)])
+def test_an_error_of_listen_that_does_not_go_away_ends_the_session(code, statements):
+    error = ServersError("no way for s3cret\nHINT: none", code)
+    session = direct_session(error, error)
+    with pytest.raises(psycopg2.OperationalError) as raised:
+        listen_on(session, "imbus")
+    assert str(raised.value) == "no way for ***" and raised.value.sqlstate == code
+    assert len(session._cnx.asked) == statements and session.channels == frozenset()
 
 
 def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
-    """Or it would be noticed later than the check interval promises."""
+    """Or a silent path would be noticed later than the check interval promises."""
     attempts = []
 
     def opening(parameters, *_arguments):
@@ -435,56 +370,5 @@ def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
         raise psycopg2.OperationalError("no answer in 1 s")
 
     monkeypatch.setattr(connection, "opening", opening)
-    session = direct_session()
-    session.facts = connection.Facts("db-01:5432", 7, False, False, "postgres", "15.3", 5)
-    kind, reason = tasks.finish(session.explaining(None, False))
+    kind, reason = tasks.finish(direct_session().explaining(None, False))
     assert (kind, "is silent" in reason, len(attempts)) == (LOST, True, 1)
-
-
-def test_listen_is_said_in_one_statement(logged):
-    session = direct_session()
-    session.listen(frozenset(["imbus", 'a"b']), warn)
-    session.listen(frozenset(["cron_trigger", "imbus"]), warn)
-    assert session._cnx.asked == ['LISTEN "a""b"; LISTEN imbus', 'LISTEN cron_trigger; LISTEN imbus; UNLISTEN "a""b"']
-    assert session.channels == {"cron_trigger", "imbus"}
-    assert not logged()
-
-
-def test_through_a_pooler_each_is_said_by_itself(logged):
-    session = direct_session(None, ServersError(GONE, "58P01"), pooled=True)
-    session.listen(frozenset(["cron_trigger", "imbus"]), warn)
-    tidied_up = ["SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
-    assert session._cnx.asked == ["LISTEN cron_trigger", "LISTEN imbus", *tidied_up]
-    session.listen(frozenset(["imbus"]), warn)
-    assert session._cnx.asked[4:] == ["LISTEN imbus", "UNLISTEN cron_trigger"]
-    assert session.channels == {"imbus"}
-    assert len(logged()) == 1
-
-
-def test_a_queue_that_begins_before_the_commit_log_is_tidied_up(logged):
-    session = direct_session(ServersError(GONE, "58P01"))
-    session.listen(frozenset(["imbus"]), warn)
-    assert session._cnx.asked == ["LISTEN imbus", "SELECT pg_catalog.pg_notification_queue_usage()", "LISTEN imbus"]
-    assert session.channels == {"imbus"}
-    (line,) = logged("kept LISTEN from working")
-    assert "could not access status of transaction 1" in line and "update the server" in line
-    # And no more of it.
-    session.listen(frozenset(["imbus", "more"]), warn)
-    assert len(session._cnx.asked) == 4 and len(logged("kept LISTEN")) == 1
-
-
-@pytest.mark.parametrize("code", [None, "58P02", "42501", "57P01"])
-def test_any_other_error_of_listen_is_the_end_of_the_session(logged, code):
-    session = direct_session(ServersError("no way for s3cret\nHINT: none", code))
-    with pytest.raises(psycopg2.OperationalError) as raised:
-        session.listen(frozenset(["imbus"]), warn)
-    assert str(raised.value) == "no way for ***" and raised.value.sqlstate == code
-    assert session._cnx.asked == ["LISTEN imbus"] and session.channels == frozenset()
-    assert not logged()
-
-
-def test_so_is_one_that_tidying_up_does_not_mend():
-    session = direct_session(ServersError(GONE, "58P01"), ServersError(GONE, "58P01"))
-    with pytest.raises(psycopg2.OperationalError):
-        session.listen(frozenset(["imbus"]), warn)
-    assert len(session._cnx.asked) == 3 and session.channels == frozenset()
