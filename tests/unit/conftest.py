@@ -12,10 +12,11 @@ import pytest
 from bus_alt_connection import catchup, log, settings, tasks
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import supervisor as supervisor_module
-from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener
+from bus_alt_connection.log import CONFIRMED
+from bus_alt_connection.supervisor import LISTENING
 from tests.unit.fakes import Cursor as FakeCursor
-from tests.unit.fakes import Events, FakePool, FakeServer, TimelessSupervisor, WatchedSelector
+from tests.unit.fakes import Events, FakeFeed, FakePool, FakeServer, Watched, WatchedSelector, connected
 
 
 @pytest.fixture
@@ -68,36 +69,37 @@ def options():
 
 
 @pytest.fixture
-def supervise(fake, options):
-    """Return a function that makes a supervisor, which is not started: tests call its ``round``."""
+def watch(fake, events, listen, options, clock):
+    """Return a function that starts a listener of feeds; it returns the `Watched` once that is connected."""
 
-    def supervise(listener, databases=("x",), backlog=None, **more):
-        for database in databases:
-            fake.rows.setdefault(database, [])
-        backlog = backlog or Backlog(fake.opening)
-        own = listener, fake.opening, Databases(databases), backlog, options
-        return TimelessSupervisor(*own, settle=fake.settle, **more)
+    def watch(*feeds, connects=True, **more):
+        feeds = feeds or [FakeFeed("imbus")]
+        watched = Watched(fake, listen(*feeds), events, feeds, options, **more)
+        if connects:
+            connected(watched.listener)
+        return watched
 
-    return supervise
+    return watch
 
 
 @pytest.fixture
-def run(fake, clock):
-    """Return a function that runs supervisors for some seconds of simulated time: ``run(seconds, supervisor, ...)``.
+def settled(watch):
+    """Return a function that does as ``watch`` does, and returns once the listener has heard itself for a while."""
 
-    ``meanwhile()`` is called every ``step`` seconds.
-    """
+    def settled(*feeds, **more):
+        watched = watch(*feeds, **more)
+        watched.live(300, step=20)
+        assert watched.mode == LISTENING
+        watched.feed.all()
+        watched.events.expect(CONFIRMED)
+        return watched
 
-    def run(seconds, *supervisors, step=1.0, meanwhile=lambda: None):
-        end = fake.now + seconds
-        while fake.now < end:
-            began = fake.now
-            due = min([supervisor.round(fake.now) for supervisor in supervisors])
-            meanwhile()
-            fake.settle()
-            fake.now = max(fake.now, min(due, began + step), began + 0.001)
+    return settled
 
-    return run
+
+@pytest.fixture
+def watched(settled):
+    return settled()
 
 
 @pytest.fixture

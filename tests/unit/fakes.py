@@ -12,6 +12,7 @@ import psycopg2
 from psycopg2.extensions import Notify
 
 from bus_alt_connection import connection, log, lookup, tasks
+from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Session
 from bus_alt_connection.supervisor import Supervisor
 
@@ -32,7 +33,6 @@ class FakeServer:
     :ivar locked: names of databases whose bus_bus is locked
     :ivar pooled: whether a session says that there is a pooler in between
     :ivar deaf_pooler: the sender itself receives what LISTEN asks for, as behind a pooler in transaction mode
-    :ivar seen_pooled: whether a second connection finds the pooler
     :ivar sees_started, sees_database: what the pooled way leads to; what is sent elsewhere is not heard here
     :ivar on_notify: called with each session that was given a notification
     :ivar now: the simulated time, monotonic seconds
@@ -47,7 +47,7 @@ class FakeServer:
         self.refusal = "pooler:6432: no more connections allowed"
         self.takes = 0.0
         self.may_list, self.unlisted = True, set()
-        self.pooled = self.seen_pooled = self.deaf_pooler = False
+        self.pooled = self.deaf_pooler = False
         self.started = self.sees_started = _PAST
         self.database = self.sees_database = "postgres"
         self.asked = []
@@ -183,7 +183,7 @@ class FakeSession(Session):
     def explaining(self, examining_sender, leaked):
         sender = yield from examining_sender()
         facts = self.facts._replace(started=self._server.started)
-        facts = facts._replace(pooled=facts.pooled or leaked or self._server.seen_pooled)
+        facts = facts._replace(pooled=facts.pooled or leaked)
         return log.UNHEARD, connection.why_deaf(facts, sender)
 
     def fileno(self):
@@ -326,21 +326,60 @@ class WatchedSelector(selectors.DefaultSelector):
             return False
 
 
-class TimelessSupervisor(Supervisor):
-    """A supervisor whose rounds get a simulated time, which stands still unless tasks are under way.
+class Watched(Supervisor):
+    """A supervisor, the listener that it watches over, and its server: what happens to them in simulated time.
 
-    ``settle()`` waits until the listener has nothing to do, see `FakeServer.settle`.
+    Needs the fixture ``clock``. Time passes while look-ups are under way, and between two rounds.
+
+    :ivar feed: the first of the feeds that the listener serves
     """
 
-    def __init__(self, *args, settle=lambda: None, **more):
-        super().__init__(*args, **more)
-        self._settle = settle
+    def __init__(self, fake, listener, events, feeds, options, databases=("x1",), backlog=None, **more):
+        for database in databases:
+            fake.rows.setdefault(database, [])
+        self.fake, self.events, self.feed, self.backlog = fake, events, feeds[0], backlog or Backlog(fake.opening)
+        super().__init__(listener, fake.opening, Databases(databases), self.backlog, options, **more)
+
+    def live(self, seconds, step=1.0, meanwhile=lambda: None):
+        """Do what is due within so many seconds; call ``meanwhile()`` every ``step`` seconds."""
+        live(self.fake, seconds, [self], step, meanwhile)
+
+    def lose(self):
+        """Cut the direct way, which refuses connections from now on."""
+        self.fake.refuse()
+        self.fake.cut()
+        self.events.wait_for(log.LOST)
+
+    def come_back(self, after=0.0):
+        """Let the listener connect again."""
+        self.fake.now += after
+        self.fake.forward()
+        connected(self.listener)
+
+    def miss(self, channel, after=0.0):
+        """Lose the direct way, and send to x1 before it is back."""
+        self.lose()
+        self.fake.write("x1", channel)
+        self.come_back(after)
 
     def _wait(self, condition, seconds):
-        if self._tasks:
-            return super()._wait(condition, seconds)
-        self._settle()
+        deadline = self.fake.now + seconds
+        while self._tasks and not condition() and self.fake.now < deadline:
+            super()._wait(lambda: condition() or not self._tasks, deadline - self.fake.now)
+        # What does not happen while nobody has anything to do does not happen at all.
+        self.fake.settle()
         return condition()
+
+
+def live(fake, seconds, supervisors, step=1.0, meanwhile=lambda: None):
+    """Do the rounds of ``supervisors`` for some seconds of simulated time, see `Watched.live`."""
+    end = fake.now + seconds
+    while fake.now < end:
+        began = fake.now
+        due = min([supervisor.round(fake.now) for supervisor in supervisors])
+        meanwhile()
+        fake.settle()
+        fake.now = max(fake.now, min(due, began + step), began + 0.001)
 
 
 class FakeFeed:
@@ -370,6 +409,10 @@ class FakeFeed:
         """Return what there is, a list, and forget it."""
         return [self.arrived.get() for _ in range(self.arrived.qsize())]
 
+    def bus(self):
+        """Return the payloads of what there is on the channel of the bus, and forget all that there is."""
+        return [payload for channel, payload in self.all() if channel == "imbus"]
+
 
 class Events:
     """Stands in for a :class:`~bus_alt_connection.log.Journal` whose events a test waits for."""
@@ -395,13 +438,6 @@ class Events:
         events = [self._events.get(timeout=5) for _ in kinds]
         assert [event.kind for event in events] == list(kinds)
         return events[-1]
-
-    def after(self, *kinds):
-        """Return the next event that is of none of these kinds."""
-        while True:
-            event = self._events.get(timeout=5)
-            if event.kind not in kinds:
-                return event
 
     def wait_for(self, kind):
         """Return the next event of that kind, however many others come before."""

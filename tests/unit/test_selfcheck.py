@@ -1,137 +1,51 @@
-"""Many listeners of a cluster see that they hear, by few notifications: hours of it, in simulated time."""
+"""The listeners of a cluster see that they hear, by few notifications: hours of it, in simulated time."""
 
-import heapq
 import random
-import uuid
 
 import pytest
 
-from bus_alt_connection import catchup, connection, supervisor
-from bus_alt_connection.catchup import Backlog, Databases
-from bus_alt_connection.listener import Listener
+from bus_alt_connection import connection, supervisor
+from bus_alt_connection.catchup import Backlog
 from bus_alt_connection.log import UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from tests.unit.fakes import Events, FakeFeed, TimelessSupervisor
-
-
-class Inline(Listener):
-    """A listener without a thread, which looks at its session whenever there is something."""
-
-    def __init__(self, fake, feed):
-        super().__init__("postgres", fake.connect, lambda: False, Events(), 19)
-        self.add(feed)
-        session = fake.connect()
-        session.check_channel = uuid.uuid4().hex
-        self._listen(session)
-        self.session, self.lives, self.fault = session, 1, None
-
-    def wake(self):
-        if self.session is not None:
-            self._receive(self.session)
-
-    def replace(self, session, kind, reason):
-        self.fault = kind, reason
-        self.end()
-
-    def end(self):
-        session, self.session = self.session, None
-        if session is not None:
-            session.close()
-            self._waker.close()
-            self.changes.close()
-
-
-class Member(TimelessSupervisor):
-    """A supervisor with its listener and feed.
-
-    :ivar heard_at: when its session received something
-    :ivar heard: what its feed was given
-    :ivar marks: pairs of when it took everything sent so far for heard, and of what it had not heard by then
-    """
-
-    def __init__(self, fake, options):
-        self.fake, self.feed, self.began = fake, FakeFeed("imbus"), fake.now
-        self.heard_at, self.heard, self.marks = [], set(), []
-        self._put, self.feed.put = self.feed.put, self._remember
-        backlog = Backlog(fake.opening)
-        self._heard_up_to, backlog.heard_up_to = backlog.heard_up_to, self._note_mark
-        super().__init__(Inline(fake, self.feed), fake.opening, Databases(["x"]), backlog, options)
-
-    @property
-    def fault(self):
-        return self.listener.fault
-
-    def _remember(self, notifications):
-        # What there is no room for is looked up later.
-        self.heard.update(*(each.payload[1:-1].split(",") for each in notifications))
-        return self._put(notifications)
-
-    def _note_mark(self, moment, now):
-        sent_before = int(moment.snapshot.split(":")[1])
-        sent = {channel for xid, at, channel in self.fake.rows["x"] if xid < sent_before and at >= self.began}
-        # An exception would not get past the supervisor.
-        self.marks.append((now, sent - self.heard))
-        self._heard_up_to(moment, now)
-
-
-class Cluster:
-    """Listeners with their supervisors, and what else happens at some time."""
-
-    def __init__(self, fake, options):
-        self.fake, self.options = fake, options
-        self.members, self._due = [], []
-        fake.on_notify = self._give
-        fake.rows["x"] = []
-
-    def add(self, number=1, within=0.0):
-        """Add listeners that start at random within so many seconds; return the last one."""
-        for _ in range(number):
-            member = Member(self.fake, self.options)
-            self.members.append(member)
-            self._at(self.fake.now + random.uniform(0, within), member.round)
-        return member
-
-    def send_every(self, seconds):
-        """Send at random intervals of ``seconds`` at most, from now on."""
-
-        def send(now):
-            self.fake.write("x", '"%f"' % now)
-            return now + random.uniform(0, seconds)
-
-        self._at(self.fake.now, send)
-
-    def run(self, seconds):
-        end = self.fake.now + seconds
-        while self._due and self._due[0][0] < end:
-            due, _order, step = heapq.heappop(self._due)
-            self.fake.now = max(due, self.fake.now)
-            following = step(self.fake.now)
-            if not getattr(getattr(step, "__self__", None), "fault", None):
-                self._at(max(following, due + 0.001), step)
-        self.fake.now = end
-
-    def faults(self):
-        return [member.fault for member in self.members]
-
-    def _at(self, due, step):
-        heapq.heappush(self._due, (due, random.random(), step))
-
-    def _give(self, session):
-        (member,) = [member for member in self.members if member.listener.session is session]
-        member.heard_at.append(self.fake.now)
-        member.listener._receive(session)
+from tests.unit.fakes import live
 
 
 @pytest.fixture
-def cluster(fake, options, clock, monkeypatch):
-    # All at once, since time stands still within a round.
-    monkeypatch.setattr(catchup, "PORTION", 10**6)
-    cluster = Cluster(fake, options)
-    yield cluster
-    for member in cluster.members:
-        member.listener.end()
-        # Nobody takes for heard what the feed did not receive.
-        assert member.marks and not any(missed for _at, missed in member.marks)
+def cluster(fake, watch):
+    """Return a function that starts so many listeners, ``apart`` seconds from each other.
+
+    ``heard[session]``: when it received something.
+    """
+    heard = {}
+    fake.on_notify = lambda session: heard.setdefault(session, []).append(fake.now)
+
+    def cluster(number, apart=0.0):
+        members = []
+        for _ in range(number):
+            members.append(watch())
+            live(fake, apart, members)
+        return members
+
+    cluster.heard = heard
+    return cluster
+
+
+@pytest.fixture
+def traffic(fake):
+    """Return a function that sends on the bus at random intervals of ``seconds`` at most, whenever it is called."""
+
+    def traffic(seconds):
+        due = [fake.now]
+
+        def send():
+            if fake.now >= due[0]:
+                due[0] = fake.now + random.uniform(0, seconds)
+                fake.write("x1", '"%f"' % fake.now)
+
+        return send
+
+    return traffic
 
 
 def known_by(interval):
@@ -139,57 +53,54 @@ def known_by(interval):
     return interval - min(supervisor.CHECK_TIMEOUT, interval / 3) - connection.PROBE_TIMEOUT
 
 
-def test_100_listeners_of_an_idle_cluster_send_one_or_two_notifications_a_minute(fake, cluster):
-    cluster.add(100, within=60)
-    cluster.run(1200)
+def test_of_many_listeners_one_sends_for_all_once_a_minute(fake, cluster):
+    members = cluster(20, apart=3)
+    assert len(fake.sent) <= 22
+    fake.sent.clear()
+    live(fake, 1200, members, step=10)
     # Not none either: each has to hear something once a minute.
-    assert 100 + 19 <= len(fake.sent) <= 100 + 40
-    for member in cluster.members:
-        moments = [*member.heard_at, fake.now]
+    assert 19 <= len(fake.sent) <= 40
+    for member in members:
+        session = member.listener.session
+        assert {HEARTBEAT_CHANNEL, "imbus"} <= session.channels
+        moments = [*cluster.heard[session], fake.now]
         assert max(after - before for before, after in zip(moments, moments[1:])) <= 60
         # Odoo does not see any of it.
         assert member.feed.all() == []
-    assert not any(cluster.faults())
+
+
+def test_the_first_check_of_a_listener_wakes_no_other(fake, cluster):
+    live(fake, 5, cluster(5))
+    assert [len(times) for times in cluster.heard.values()] == [1] * 5
 
 
 @pytest.mark.parametrize("every", [5, 40])
-def test_on_a_busy_cluster_each_listener_sends_once_and_looks_once_a_minute(fake, cluster, every):
-    cluster.add(10, within=60)
-    cluster.send_every(every)
-    cluster.run(3600)
-    assert len(fake.sent) == 10
-    # A look is a login at the pooler.
-    assert 60 <= fake.logins.count("postgres") / 10 <= 80
-    for member in cluster.members:
-        moments = [at for at, _missed in member.marks]
-        assert max(after - before for before, after in zip(moments, [*moments[1:], fake.now])) <= 120
-
-
-def test_the_first_check_wakes_nobody_else_and_a_heartbeat_is_for_all(fake, cluster):
-    cluster.add(10)
-    cluster.run(5)
-    assert all(len(member.heard_at) == 1 for member in cluster.members)
-    fake.sent.clear()
-    cluster.run(60)
-    assert all(member.heard_at[1] == fake.sent[0] for member in cluster.members)
-    assert all({HEARTBEAT_CHANNEL, "imbus"} <= session.channels for session in fake.sessions)
+def test_while_others_send_none_sends_more_than_its_first_token_and_each_looks_once_a_minute(
+    fake, cluster, traffic, monkeypatch, every
+):
+    marks, heard_up_to = [], Backlog.heard_up_to
+    monkeypatch.setattr(Backlog, "heard_up_to", lambda *args: marks.append(args) or heard_up_to(*args))
+    members = cluster(5, apart=7)
+    live(fake, 3600, members, meanwhile=traffic(every))
+    assert len(fake.sent) == 5
+    # A look is a login at the pooler. After it the listener knows up to where it has heard everything.
+    assert 60 <= fake.logins.count("postgres") / 5 <= 80
+    assert len(marks) / 5 >= 55
 
 
 @pytest.mark.parametrize("interval", [3, 60])
-@pytest.mark.parametrize("others", [0, 5])
-def test_a_listener_that_goes_deaf_is_found_within_the_interval(cluster, options, interval, others):
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_listener_that_goes_deaf_is_found_within_the_interval(fake, cluster, traffic, options, interval, others):
     options.check_interval = interval
-    if others:
-        cluster.add(others, within=interval)
-        cluster.send_every(interval / 5)
-    for _ in range(10):
-        member = cluster.add()
-        cluster.run(random.uniform(1, 4) * interval)
-        assert not member.fault
-        member.listener.session.deaf = True
-        cluster.run(known_by(interval))
-        assert member.fault[0] == UNHEARD and "is silent" in member.fault[1]
-    assert not any(cluster.faults()[:others])
+    members = cluster(others + 1)
+    send = traffic(interval / 5) if others else lambda: None
+    for _ in range(8):
+        live(fake, random.uniform(1, 4) * interval, members, step=0.5, meanwhile=send)
+        session = members[-1].listener.session
+        session.deaf = True
+        live(fake, known_by(interval), members, step=0.5, meanwhile=send)
+        event = members[-1].events.wait_for(UNHEARD)
+        assert event.session is session and "is silent" in event.reason
 
 
 @pytest.mark.parametrize(
@@ -200,44 +111,45 @@ def test_a_listener_that_goes_deaf_is_found_within_the_interval(cluster, options
     ],
 )
 def test_a_sender_that_goes_elsewhere_is_found_within_the_interval_though_others_are_heard(
-    fake, cluster, fault, reason
+    fake, cluster, traffic, fault, reason
 ):
-    cluster.add(5, within=60)
-    cluster.send_every(5)
-    cluster.run(300)
+    members = cluster(3, apart=7)
+    live(fake, 300, members, meanwhile=traffic(5))
     vars(fake).update(fault)
-    cluster.run(known_by(60))
-    assert all(kind == UNHEARD and reason in text for kind, text in cluster.faults())
+    live(fake, known_by(60), members, meanwhile=traffic(5))
+    assert all(reason in member.events.wait_for(UNHEARD).reason for member in members)
 
 
-def test_a_sender_that_seems_to_go_elsewhere_but_is_heard_is_left_alone(fake, cluster):
+def test_a_sender_that_seems_to_go_elsewhere_but_is_heard_is_left_alone(fake, cluster, traffic):
     """As when the server has told the time of its start in another way."""
-    cluster.add(3)
-    cluster.send_every(10)
-    cluster.run(120)
-    fake.sent.clear()
-    for session in fake.sessions:
+    members = cluster(3)
+    live(fake, 120, members, meanwhile=traffic(10))
+    sessions = [member.listener.session for member in members]
+    for session in sessions:
         session.facts = session.facts._replace(started=5)
-    cluster.run(120)
-    assert len(fake.sent) >= 6 and not any(cluster.faults())
+    fake.sent.clear()
+    live(fake, 120, members, meanwhile=traffic(10))
+    assert len(fake.sent) >= 6 and [member.listener.session for member in members] == sessions
 
 
-def test_nothing_is_taken_for_heard_that_a_feed_had_no_room_for_during_a_check(fake, cluster):
-    """Odoo's loop may get stuck between the steps of a round."""
-    member = cluster.add()
-    cluster.send_every(10)
-    cluster.run(300)
-    opening, marks = fake.opening, len(member.marks)
+def test_nothing_is_taken_for_heard_that_was_sent_after_a_check_or_that_a_feed_had_no_room_for(watched, fake):
+    marks, heard_up_to, opening = [], watched.backlog.heard_up_to, fake.opening
+    watched.backlog.heard_up_to = lambda moment, now: marks.append(moment.snapshot) or heard_up_to(moment, now)
+    sent = []
 
     def opening_meanwhile(database):
-        member._opening, member.feed.full = opening, True
-        fake.write("x", '"dropped"')
-        member.feed.full = False
+        if database == "postgres":
+            # So that no token is needed: what was sent before the previous check has been heard.
+            watched.feed.full = len(sent) == 2
+            fake.write("x1", '"%d"' % len(sent))
+            fake.settle()
+            watched.feed.full = False
+            sent.append(fake._snapshot())
         return opening(database)
 
-    member._opening = opening_meanwhile
-    while member._opening is not opening:
-        cluster.run(0.01)
-    assert len(member.marks) == marks
-    cluster.run(120)
-    assert any('"dropped"' in payload for _channel, payload in member.feed.all()) and len(member.marks) > marks
+    watched._opening = opening_meanwhile
+    while len(sent) < 3:
+        watched.live(1)
+    assert len(marks) == 2 and marks[1:] == sent[:1]
+    watched.live(10)
+    assert any('"2"' in payload for payload in watched.feed.bus())

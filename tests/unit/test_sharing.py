@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import gc
 import json
 import os
 import socket
@@ -18,7 +17,6 @@ import pytest
 
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import log, sharing
-from bus_alt_connection.catchup import Backlog, Databases
 from bus_alt_connection.listener import Listener, Moved
 from bus_alt_connection.log import FAILED, LOST, MOVED
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
@@ -26,7 +24,7 @@ from bus_alt_connection.sharing import FollowerSession, Sharing
 from bus_alt_connection.supervisor import LISTENING, SHARED
 from stack.waiting import wait_until
 from tests.unit.conftest import _end
-from tests.unit.fakes import Events, FakeFeed, TimelessSupervisor, connected
+from tests.unit.fakes import Events, FakeFeed, Watched, connected, live
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sockets without files are Linux's")
 
@@ -419,6 +417,17 @@ def test_followers_that_wait_for_their_leader_go_where_it_goes(fake, process, le
     fake.forward()
     assert settled(evented, leader, *followers) == [evented]
     assert [each.directs for each in followers] == [0, 0]
+    expect(lambda: all(each.in_force and each.session.rank == EVENTED for each in (leader, *followers)))
+
+
+def test_followers_of_a_leader_that_moves_are_free_at_once(fake, process, leader, follower):
+    """Though the better leader has just lost its connection, so that theirs waits for it."""
+    evented = process(evented=True)
+    fake.refuse()
+    fake.sessions[-1].lose()
+    evented.events.expect(LOST)
+    leader.listener.replace(leader.session, MOVED, "there is a better one")
+    assert "is gone" in follower.events.expect(MOVED).reason
 
 
 def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
@@ -525,10 +534,12 @@ def test_a_leader_that_talks_nonsense_is_not_followed(fake, process, serve, name
     hear(fake, process_beside_it)
 
 
-def test_a_follower_whose_leader_does_not_deliver_connects_itself_and_does_not_return(fake, leader, follower, watch):
-    supervisor = watch(follower)
+def test_a_follower_whose_leader_does_not_deliver_connects_itself_and_does_not_return(
+    fake, leader, follower, supervise
+):
+    supervisor = supervise(follower)
     fake.sessions[0].deaf = True
-    run_until(fake, lambda: not follower.is_follower and supervisor.mode == LISTENING, supervisor)
+    live_until(fake, lambda: not follower.is_follower and supervisor.mode == LISTENING, supervisor)
     assert "did not deliver what was sent" in follower.events.wait_for(LOST).reason
     assert fake.connects == 2 and not follower.moves()
 
@@ -706,12 +717,6 @@ def test_the_name_depends_on_no_secret_and_tells_no_parameter(monkeypatch):
     assert (prefix, len(digest), rank) == ("\0bus_alt_connection", 32, "plain") and int(digest, 16)
 
 
-def test_processes_with_other_parameters_do_not_share(process, parameters):
-    leader, stranger = process(), process(parameters=lambda: {**parameters, "host": "db-02"})
-    assert settled(leader, stranger) == [leader, stranger]
-    assert not leader.moves() and not stranger.moves()
-
-
 @pytest.mark.parametrize("how", ["off", "impossible"])
 def test_without_sharing_there_is_no_socket(fake, process, monkeypatch, how):
     def unreadable(_path):
@@ -735,95 +740,29 @@ def test_parameters_that_are_refused_are_an_event(process, fake):
     assert fake.connects == 0
 
 
-# Ends -----------------------------------------------------------------------------------------------------------------
-
-
-def test_comings_goings_and_losses_leave_nothing_behind(fake, process, leader):
-    leaders = [leader]
-
-    def come_go_and_lose():
-        follower = process("imbus", "more")
-        lost = leaders[-1].session, follower.session
-        fake.cut()
-        expect(lambda: leaders[-1].session not in lost and follower.session not in lost)
-        settled(leaders[-1], follower)
-        leaders.append(process())
-        leaders[-2].end()
-        leaders[-1].events.wait_for(MOVED)
-        follower.events.wait_for(MOVED)
-        settled(follower, leaders[-1])
-        follower.end()
-        # Whichever of the two had become the leader.
-        expect(lambda: leaders[-1].in_force and not leaders[-1].is_follower)
-
-    def open_files():
-        gc.collect()
-        return len(os.listdir("/proc/self/fd"))
-
-    come_go_and_lose()
-    expect(lambda: len(leading()) == 1)
-    before = open_files()
-    for _ in range(5):
-        come_go_and_lose()
-    expect(lambda: open_files() == before)
-    (last,) = settled(leaders[-1])
-    assert last.listener._all_feeds() == [last.feed] and len(leading()) == 1
-    last.end()
-    expect(lambda: not leading())
-    assert not fake.sessions
-
-
 # With supervisors -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def watch(fake, options, clock):
+def supervise(fake, options, clock):
     """Return a function that makes the supervisor of a process; tests call its ``round``."""
-    fake.rows["x"] = []
-
-    def watch(process):
-        own = process.listener, fake.opening, Databases(["x"]), Backlog(fake.opening), options
-        return TimelessSupervisor(*own, better=process.sharing.better, settle=fake.settle)
-
-    return watch
+    return lambda each: Watched(fake, each.listener, each.events, [each.feed], options, better=each.sharing.better)
 
 
-def run_until(fake, fact, *supervisors):
-    """Do rounds, a second of simulated time apart, until ``fact()``."""
-
-    def is_so():
-        for supervisor in supervisors:
-            supervisor.round(fake.now)
-            fake.settle()
-        fake.now += 1
-        return fact()
-
-    expect(is_so)
+def live_until(fake, fact, *supervisors):
+    """Do rounds until ``fact()``, a second of simulated time apart."""
+    expect(lambda: live(fake, 1, supervisors) or fact())
 
 
-def test_the_mode_of_a_follower_is_shared_and_it_moves_to_a_better_leader(fake, process, leader, follower, watch):
-    supervisors = [watch(leader), watch(follower)]
-    run_until(fake, lambda: [each.mode for each in supervisors] == [LISTENING, SHARED], *supervisors)
+def test_the_mode_of_a_follower_is_shared_and_it_moves_to_a_better_leader(fake, process, leader, follower, supervise):
+    supervisors = [supervise(leader), supervise(follower)]
+    live_until(fake, lambda: [each.mode for each in supervisors] == [LISTENING, SHARED], *supervisors)
     status = supervisors[1].status()
     assert (status["mode"], status["listening"], status["confirmed"]) == ("shared", True, True)
     evented = process(evented=True)
-    run_until(fake, lambda: [each.mode for each in supervisors] == [SHARED, SHARED], *supervisors)
+    live_until(fake, lambda: [each.mode for each in supervisors] == [SHARED, SHARED], *supervisors)
     assert fake.connects == 2 and len(fake.sessions) == 1
     hear(fake, evented, leader, follower)
-
-
-def test_followers_of_a_leader_behind_a_pooler_hear_once_that_leader_has_heard(fake, process, watch):
-    fake.pooled = True
-    leader = process(waits=False)
-    connected(leader.listener)
-    first = watch(leader)
-    run_until(fake, lambda: first.mode == LISTENING, first)
-    follower = process(waits=False)
-    assert connected(follower.listener).leader_pid
-    second = watch(follower)
-    run_until(fake, lambda: second.mode == SHARED, first, second)
-    hear(fake, leader, follower)
-    assert fake.connects == 1
 
 
 def test_a_token_behind_many_notifications_counts(fake, leader, follower):
