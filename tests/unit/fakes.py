@@ -1,9 +1,7 @@
 """A server that is none: what the listener and the supervisor meet, in milliseconds and with faults on demand."""
 
-import contextlib
 import queue
 import selectors
-import socket
 import sys
 import threading
 import time
@@ -13,8 +11,10 @@ from psycopg2.extensions import Notify
 
 from bus_alt_connection import connection, log, lookup, tasks
 from bus_alt_connection.catchup import Backlog, Databases
+from bus_alt_connection.connection import Facts
 from bus_alt_connection.listener import Session
 from bus_alt_connection.supervisor import Supervisor
+from bus_alt_connection.waker import Waker
 
 _PAST = 1000000  # microseconds, of the server's start
 
@@ -146,20 +146,12 @@ class FakeSession(Session):
 
     def __init__(self, server):
         self._server = server
-        self.facts = connection.Facts(
-            address="db-01:5432",
-            backend_pid=100 + server.connects,
-            pooled=server.pooled,
-            standby=False,
-            database=server.database,
-            version="15.3",
-            started=server.started,
-        )
+        pid = 100 + server.connects
+        self.facts = Facts("db-01:5432", pid, server.pooled, False, server.database, "15.3", server.started)
         self.settled = self.closed = False
         self._arrived, self._lost = [], False
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._theirs.setblocking(False)
+        self._waker = Waker()
+        self.fileno = self._waker.fileno
 
     def listen(self, channels, warn):
         if self._lost:
@@ -170,14 +162,13 @@ class FakeSession(Session):
         self.settled = True
 
     def receive(self):
-        with contextlib.suppress(BlockingIOError):
-            self._ours.recv(4096)
+        self._waker.clear()
         with self._server._lock:
             arrived, self._arrived = self._arrived, []
-            if self._lost and arrived:
-                self._wake()
         if self._lost and not arrived:
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        if self._lost:
+            self._waker.wake()
         return arrived
 
     def explaining(self, examining_sender, leaked):
@@ -186,31 +177,22 @@ class FakeSession(Session):
         facts = facts._replace(pooled=facts.pooled or leaked)
         return log.UNHEARD, connection.why_deaf(facts, sender)
 
-    def fileno(self):
-        return self._ours.fileno()
-
     def close(self):
         with self._server._lock:
             self.closed = True
             if self in self._server.sessions:
                 self._server.sessions.remove(self)
-            self._ours.close()
-            self._theirs.close()
+        self._waker.close()
 
     # By the server
 
     def arrive(self, notification):
         self._arrived.append(notification)
-        self._wake()
+        self._waker.wake()
 
     def lose(self):
         self._lost = True
-        self._wake()
-
-    def _wake(self):
-        # Full, so it will wake up anyway; or closed.
-        with contextlib.suppress(OSError):
-            self._theirs.send(b"\0")
+        self._waker.wake()
 
 
 class FakePooled:
@@ -270,15 +252,7 @@ class FakePooled:
 
     def examining(self):
         yield from ()
-        return connection.Facts(
-            address="pooler:6432",
-            backend_pid=200,
-            pooled=True,
-            standby=False,
-            database=self._server.sees_database,
-            version="15.3",
-            started=self._server.sees_started,
-        )
+        return Facts("pooler:6432", 200, True, False, self._server.sees_database, "15.3", self._server.sees_started)
 
     def receive(self):
         leaked, self._leaked = self._leaked, []
