@@ -21,6 +21,7 @@ from tests.unit.fakes import Events, FakeFeed, FakePool, FakeServer, Watched, Wa
 
 @pytest.fixture
 def fake(monkeypatch):
+    """A server without a process; it sees whether the listeners in front of it have something to do."""
     watched = types.SimpleNamespace(DefaultSelector=WatchedSelector, EVENT_READ=selectors.EVENT_READ)
     monkeypatch.setattr(listener_module, "selectors", watched)
     return FakeServer()
@@ -104,7 +105,10 @@ def watched(settled):
 
 @pytest.fixture
 def clock(fake, monkeypatch):
-    """Time is ``fake.now`` for all that the supervisor does. It goes on while tasks wait, and listeners are at rest."""
+    """Time is ``fake.now`` for all that the supervisor does.
+
+    It goes on while tasks wait, but not before the threads of the listeners have done what there is to do.
+    """
     for module in (listener_module, supervisor_module, catchup, tasks):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: fake.now))
     # A listener pauses in real time.

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psycopg2
 import pytest
+from psycopg2.extensions import Notify
 
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import log, sharing
@@ -273,6 +274,15 @@ def test_many_notifications_at_once_cost_no_follower_its_session(fake, follower,
     assert follower.session is session
 
 
+def test_no_message_is_larger_than_a_socket_takes():
+    sent = []
+    payloads = ["x" * size for size in [10] * 10000 + [7900] * 50]
+    sharing.Follower(SimpleNamespace(send=sent.append)).put([Notify(7, "imbus", payload) for payload in payloads])
+    # Linux grants this by default.
+    assert max(len(message) for message in sent) < 208 * 1024
+    assert [payload for message in sent for _pid, _channel, payload in json.loads(message)[1]] == payloads
+
+
 def test_a_follower_that_does_not_read_is_dropped_keeps_nobody_waiting_and_comes_back(fake, process, leader, follower):
     stuck, go_on = process(), threading.Event()
     put, session = stuck.feed.put, stuck.session
@@ -428,6 +438,15 @@ def test_followers_of_a_leader_that_moves_are_free_at_once(fake, process, leader
     evented.events.expect(LOST)
     leader.listener.replace(leader.session, MOVED, "there is a better one")
     assert "is gone" in follower.events.expect(MOVED).reason
+
+
+def test_a_leader_that_closes_drops_its_followers_though_its_thread_is_busy(leader, follower, client, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(sharing.Leader, "_accept", lambda *_args: go_on.wait(20))
+    client()
+    leader.sharing.close()
+    assert "is gone" in follower.events.expect(MOVED).reason
+    go_on.set()
 
 
 def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
@@ -633,6 +652,7 @@ def test_a_socket_is_not_closed_while_another_thread_sends():
     threads[0].start()
     assert sending.wait(5)
     threads[1].start()
+    threads[1].join(0.05)
     assert done == []
     go_on.set()
     for thread in threads:
