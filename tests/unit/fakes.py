@@ -122,10 +122,6 @@ class FakeServer:
             raise psycopg2.OperationalError(self.refusal)
         return FakePooled(self, database)
 
-    def open(self, database):
-        """Return a connection to ``database``."""
-        return tasks.finish(self.opening(database))
-
     def write(self, database, channel, notify=True):
         """Send on Odoo's bus; ``channel``: JSON text."""
         with self._lock:

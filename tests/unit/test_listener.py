@@ -36,12 +36,6 @@ def confirm(listener, *channels):
     assert listener.wait(lambda: listener.deaf_since is None, 5)
 
 
-def run_in_thread(listener):
-    thread = threading.Thread(target=listener.run, daemon=True)
-    thread.start()
-    return thread
-
-
 # Life -----------------------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +144,12 @@ def test_it_ends_with_its_last_feed(fake, listen):
     assert fake.connects == 1
 
 
-def test_it_ends_with_a_feed_that_is_garbage_collected(fake, events, feed):
+def test_it_ends_with_a_feed_that_is_garbage_collected(fake, events):
     listener = Listener("postgres", fake.connect, lambda: False, events)
     feeds = [FakeFeed("imbus")]
     listener.add(feeds[0])
-    thread = run_in_thread(listener)
+    thread = threading.Thread(target=listener.run, daemon=True)
+    thread.start()
     connected(listener)
     fake.listeners.append(listener)
     fake.settle()
@@ -164,24 +159,26 @@ def test_it_ends_with_a_feed_that_is_garbage_collected(fake, events, feed):
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("how", ["closed while it pauses", "Odoo stops"])
-def test_it_ends_without_another_attempt(fake, events, feed, how):
+def test_it_pauses_before_another_attempt_and_a_pause_ends_with_it(fake, events, listen, feed, monkeypatch):
+    monkeypatch.setattr(listener_module, "FIRST_DELAY", 60)
+    monkeypatch.setattr(listener_module, "LONGEST_DELAY", 60)
+    fake.refuse()
+    listener = listen(feed)
+    events.expect(FAILED)
+    fake.forward()
+    assert not listener.wait(lambda: listener.session, 0.05)
+    # The fixture sees that its thread ends.
+    listener.close()
+    assert listener.closed and fake.connects == 1
+
+
+def test_it_ends_with_its_session_once_odoo_stops(fake, listen, feed):
     stopping = []
-    listener = Listener("postgres", fake.connect, lambda: stopping, events)
-    listener.add(feed)
-    thread = run_in_thread(listener)
+    listener = listen(feed, stopping=lambda: stopping)
     connected(listener)
-    if how == "Odoo stops":
-        stopping.append(True)
-        fake.cut()
-    else:
-        fake.refuse()
-        fake.cut()
-        events.expect(LOST, FAILED, FAILED, FAILED)
-        listener.close()
-    thread.join(0.5)
-    assert not thread.is_alive() and listener.closed
-    assert fake.connects <= 5
+    stopping.append(True)
+    fake.cut()
+    assert listener.wait(lambda: listener.closed, 5) and fake.connects == 1
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------

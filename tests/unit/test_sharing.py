@@ -374,6 +374,8 @@ def test_all_gather_behind_a_gevent_process_and_behind_each_other_when_it_ends(f
     for mover in (plain[1], plain[0]):
         assert mover.moves()
         expect(lambda mover=mover: mover.in_force and mover.session.rank == EVENTED)
+        # It does not return to a worse one.
+        assert not mover.moves()
     expect(lambda: all(each.in_force and each.session.rank == EVENTED for each in plain))
     assert fake.connects == 2 and len(fake.sessions) == len(leading()) == 1
     assert {each.events.wait_for(MOVED).kind for each in plain} == {MOVED}
