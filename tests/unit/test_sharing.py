@@ -586,6 +586,19 @@ def test_what_was_of_no_use_is_avoided(leader, name):
         FollowerSession(name(PLAIN), PLAIN, 1.0, shared._to_avoid())
 
 
+def test_a_session_that_did_not_deliver_is_avoided_for_long_only_if_it_never_did(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    shared = Sharing(None, dict, False, False)
+    for confirmed, seconds in ((None, sharing.AVOID_UNHEARD), (frozenset(), sharing.AVOID_SILENT)):
+        last = SimpleNamespace(leader_pid=7, silent=False, unheard=True, confirmed=confirmed, identity=lambda: "id")
+        shared._learn_from(last, now[0])
+        now[0] += seconds - 1
+        assert shared._to_avoid() == {"id"}
+        now[0] += 2
+        assert shared._to_avoid() == set()
+
+
 # What comes to a leader -----------------------------------------------------------------------------------------------
 
 
