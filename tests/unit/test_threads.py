@@ -119,17 +119,26 @@ def test_a_libc_without_that_option_is_no_error(monkeypatch):
     threads.limit_arenas()
 
 
-def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent():
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent_that_is_being_started():
     script = """
-        import os, threading
+        import os, signal, threading
         from bus_alt_connection import threads
 
-        # A thread that is being started at the moment of the fork.
-        threads._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+        def wait_a_moment(*size):
+            starting.set()
+            return go_on.wait() and stack_size(*size)
+
+        starting, go_on, stack_size = threading.Event(), threading.Event(), threading.stack_size
+        threading.stack_size = wait_a_moment
+        threading.Thread(target=threads.start, args=[lambda: None, "theirs"]).start()
+        starting.wait()
+        threading.stack_size = stack_size
         pid = os.fork()
         if not pid:
+            signal.alarm(20)
             threads.start(lambda: None, "ours").join()
             os._exit(7)
         print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+        go_on.set()
     """
     assert run(script) == "7"
