@@ -95,6 +95,21 @@ def test_a_listener_that_is_back_is_noticed_while_look_ups_are_under_way(settled
     assert watched.mode == LISTENING
 
 
+def test_look_ups_begin_while_a_check_waits_for_its_connection(watched):
+    fake, opening, delivered, deliver = watched.fake, watched.fake.opening, [], watched._deliver
+
+    def opening_slowly(database):
+        yield from tasks.sleep(10)
+        return (yield from opening(database))
+
+    watched._opening = opening_slowly
+    watched._deliver = lambda channels: delivered.append(fake.now) or deliver(channels)
+    watched.miss('"missed"')
+    began = fake.now
+    watched.live(1)
+    assert delivered[0] - began < 1
+
+
 def test_a_database_that_answers_slowly_is_looked_up_and_delays_no_other(settled, fake):
     slow, opening = [], fake.opening
 
