@@ -457,6 +457,16 @@ def test_a_leader_that_closes_drops_its_followers_though_its_thread_is_busy(lead
     go_on.set()
 
 
+def test_a_process_that_waits_for_its_leader_can_end(fake, process, leader, monkeypatch):
+    monkeypatch.setattr(sharing, "HEARTBEAT", 0.02)
+    fake.refuse()
+    fake.cut()
+    leader.events.expect(LOST)
+    waiting = process(waits=False)
+    expect(lambda: len(leader.listener._all_feeds()) == 2)
+    waiting.end()
+
+
 def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
     monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.02)
     is_refused = []

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bus_alt_connection import catchup
+from bus_alt_connection import catchup, tasks
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.cursor import FEED_SIZE, Feed
 from bus_alt_connection.log import CONFIRMED, LOST, UNHEARD
@@ -140,6 +140,13 @@ def test_a_check_that_is_not_heard_replaces_the_session_and_says_why(watch, fake
     watched.live(1)
     assert reason in watched.events.expect(UNHEARD).reason
     connected(watched.listener, after=session)
+
+
+def test_a_check_that_is_not_heard_is_noticed_while_a_look_up_is_under_way(watched):
+    watched._tasks.start(tasks.sleep(300))
+    watched.fake.swallow()
+    watched.live(60)
+    assert "is silent" in watched.events.expect(UNHEARD).reason
 
 
 def test_a_session_that_is_lost_while_it_is_checked_is_not_examined(watched):
