@@ -6,26 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from bus_alt_connection import log
-from bus_alt_connection.log import (
-    CONFIRMED,
-    FAILED,
-    LOST,
-    MOVED,
-    UNHEARD,
-    Event,
-    Journal,
-    OutageLog,
-    log_bug,
-    rarely,
-    redact,
-)
+from bus_alt_connection.log import CONFIRMED, FAILED, LOST, MOVED, UNHEARD, Event, Journal, OutageLog, log_bug, redact
+from tests.support.secrets import SECRETS, leaks
 
 SESSION = SimpleNamespace(
-    facts=SimpleNamespace(address="db-01:5432", backend_pid=42),
-    leader_pid=None,
-    confirmed={"imbus", "cron_trigger"},
-    round_trip=0.0012,
+    facts=SimpleNamespace(address="db-01:5432", backend_pid=42), leader_pid=None, round_trip=0.0012
 )
+LISTENING = "on cron_trigger, imbus at db-01:5432 (database postgres, backend pid 42), confirmed in 1.2 ms"
 
 
 @pytest.fixture
@@ -36,7 +23,7 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def told(clock, caplog, monkeypatch):
+def tell(clock, caplog, monkeypatch):
     """Return a function that tells of an event; it returns level and text of the line, None if there is none."""
     caplog.set_level(logging.INFO, "bus_alt_connection")
     monkeypatch.setattr(log, "_last", {})
@@ -52,153 +39,65 @@ def told(clock, caplog, monkeypatch):
     return tell
 
 
-LISTENING = "on cron_trigger, imbus at db-01:5432 (database postgres, backend pid 42), confirmed in 1.2 ms"
+# An outage
 
 
-def test_all_is_well_from_the_beginning(told):
-    assert told(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
-
-
-def test_an_outage(told, clock):
-    told(CONFIRMED, SESSION)
-    assert told(LOST, SESSION, "server closed the connection") == (
+def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
+    assert tell(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
+    assert tell(LOST, SESSION, "server closed the connection") == (
         "WARNING",
         "lost the listener of database postgres: server closed the connection (it was backend pid 42 at db-01:5432);"
         " trying again until it works",
     )
-    assert told(FAILED, None, "refused") is None
+    assert tell(FAILED, None, "refused") is None
     clock.now += 2.5
-    assert told(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + "; it took 2.50 s and 2 attempt(s)")
+    assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + "; it took 2.50 s and 2 attempt(s)")
+    assert tell(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
 
 
-@pytest.mark.parametrize("failures, attempts", [(0, 1), (1, 2), (5, 6)])
-def test_each_connect_of_an_outage_counts_as_an_attempt(told, failures, attempts):
-    told(CONFIRMED, SESSION)
-    told(LOST, SESSION, "lost")
-    for _ in range(failures):
-        told(FAILED, None, "refused")
-    assert told(CONFIRMED, SESSION)[1].endswith("and %d attempt(s)" % attempts)
+def test_a_first_connect_that_fails_is_an_error_and_counts_as_an_attempt(tell):
+    refused = "can't listen on database postgres: refused; trying again until it works"
+    assert tell(FAILED, None, "refused") == ("ERROR", refused)
+    assert tell(CONFIRMED, SESSION)[1].endswith("and 2 attempt(s)")
 
 
-def test_the_first_connect_counts_if_it_fails(told):
-    assert told(FAILED, None, "refused") == (
-        "ERROR",
-        "can't listen on database postgres: refused; trying again until it works",
-    )
-    assert told(CONFIRMED, SESSION)[1].endswith("and 2 attempt(s)")
+def test_a_long_outage_has_a_line_each_minute(tell, clock):
+    for _outage in range(2):
+        tell(LOST, SESSION, "lost")
+        lines = []
+        for _second in range(180):
+            clock.now += 1
+            lines.append(tell(FAILED, None, "refused"))
+        lines = [line for line in lines if line]
+        assert len(lines) == 3
+        still = "still not listening on database postgres: refused (for 180 s, 181 attempts)"
+        assert lines[-1] == ("WARNING", still)
+        tell(CONFIRMED, SESSION)
 
 
-def test_no_attempts_are_carried_over_to_the_next_outage(told):
-    for _ in range(2):
-        told(LOST, SESSION, "lost")
-        told(FAILED, None, "refused")
-        assert told(CONFIRMED, SESSION)[1].endswith("and 2 attempt(s)")
-
-
-def test_a_long_outage_is_told_once_a_minute(told, clock):
-    told(LOST, SESSION, "lost")
-    lines = []
-    for _ in range(180):
-        clock.now += 1
-        lines.append(told(FAILED, None, "refused"))
-    lines = [line for line in lines if line]
-    assert len(lines) == 3
-    assert lines[-1] == (
-        "WARNING",
-        "still not listening on database postgres: refused (for 180 s, 181 attempts)",
-    )
-
-
-def test_what_an_operator_has_to_mend_is_an_error_once(told, clock):
-    told(CONFIRMED, SESSION)
+def test_what_an_operator_has_to_mend_is_an_error_once_in_each_outage(tell):
     pooler = ("ERROR", "can't listen on database postgres: is a pooler")
-    assert told(UNHEARD, SESSION, "is a pooler") == pooler
-    assert told(UNHEARD, SESSION, "is a pooler") is None
-    assert told(UNHEARD, SESSION, "another server")[0] == "ERROR"
-    told(CONFIRMED, SESSION)
-    assert told(UNHEARD, SESSION, "is a pooler") == pooler
+    for _outage in range(2):
+        assert tell(UNHEARD, SESSION, "is a pooler") == pooler
+        assert tell(UNHEARD, SESSION, "is a pooler") is None
+        assert tell(UNHEARD, SESSION, "another server")[0] == "ERROR"
+        tell(CONFIRMED, SESSION)
 
 
-def test_a_move_is_no_outage(told, clock):
-    told(CONFIRMED, SESSION)
+def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
+    tell(CONFIRMED, SESSION)
     moves = "INFO", "the listener of database postgres moves: there is a better one"
-    assert told(MOVED, SESSION, "there is a better one") == moves
-    clock.now += 3
-    facts = SimpleNamespace(address="process 7 at db-01:5432", backend_pid=42)
-    guest = SimpleNamespace(**dict(vars(SESSION), facts=facts, leader_pid=0))
-    told_of_guest = LISTENING.replace("at db-01", "through process 7 at db-01")
-    assert told(CONFIRMED, guest) == ("INFO", "listening " + told_of_guest)
-
-
-def test_a_move_does_not_end_an_outage(told, clock):
-    told(CONFIRMED, SESSION)
-    told(LOST, SESSION, "lost")
+    assert tell(MOVED, SESSION, "there is a better one") == moves
+    assert tell(MOVED, SESSION, "there is a better one") is None
+    following = SimpleNamespace(**dict(vars(SESSION), leader_pid=7))
+    assert tell(CONFIRMED, following) == ("INFO", "listening " + LISTENING.replace(" at ", " through "))
+    tell(LOST, SESSION, "lost")
     clock.now += 1
-    assert told(MOVED, None, "process 7 is gone")[0] == "INFO"
+    assert tell(MOVED, None, "process 7 is gone")[0] == "INFO"
     clock.now += 1
-    assert told(FAILED, None, "refused") is None
-    clock.now += 1
-    # A move is none of its attempts.
-    assert told(CONFIRMED, SESSION)[1].endswith("; it took 3.00 s and 2 attempt(s)")
-
-
-# Bugs
-
-
-def fail(text):
-    raise KeyError(text)
-
-
-def catch(text):
-    try:
-        fail(text)
-    except KeyError as error:
-        log_bug(logging.getLogger("bus_alt_connection.test"), error)
-
-
-def test_a_bug_is_told_once_a_minute_with_its_place_and_no_secrets(clock, logged):
-    for _ in range(50):
-        catch("password=s3cret")
-    (line,) = logged("internal error")
-    assert "in fail" in line and "s3cret" not in line
-    clock.now += 61
-    catch("again")
-    assert len(logged("internal error")) == 2
-
-
-def test_another_bug_is_told_as_well(clock, logged):
-    catch("one")
-    try:
-        raise ValueError("two")
-    except ValueError as error:
-        log_bug(logging.getLogger("bus_alt_connection.test"), error)
-    assert len(logged("internal error")) == 2
-
-
-def test_what_happens_rarely_happens_once_a_minute_for_each(clock, logged):
-    assert [rarely("a"), rarely("b"), rarely("a"), rarely("b")] == [True, True, False, False]
-    clock.now += 59
-    assert not rarely("a")
-    clock.now += 1
-    assert [rarely("a"), rarely("a")] == [True, False]
-
-
-# Secrets
-
-
-@pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("nothing here", "nothing here"),
-        ("two\n  lines\n", "two; lines"),
-        ("postgresql://odoo:s3cret@db-01/x", "postgresql://odoo:***@db-01/x"),
-        ("host=a password=s3cret user=b", "host=a password=***"),
-        ('connection to "db-01" failed: s3cret is wrong', 'connection to "db-01" failed: *** is wrong'),
-        ("", ""),
-    ],
-)
-def test_no_message_has_a_password_or_a_second_line(text, shown):
-    assert redact(text, {"password": "s3cret", "host": "db-01"}) == shown
+    assert tell(FAILED, None, "refused") is None
+    # The move is none of the attempts.
+    assert tell(CONFIRMED, SESSION)[1].endswith("; it took 2.00 s and 2 attempt(s)")
 
 
 # A journal
@@ -220,8 +119,57 @@ def test_a_journal_writes_in_order_and_when_it_is_time(clock):
     assert written[1:] == [("a", 1)] and journal.due == float("inf")
 
 
-def test_a_journal_that_nobody_writes_does_not_grow_without_limit(clock):
+def test_a_journal_that_nobody_writes_does_not_grow_without_limit():
     journal = Journal(None)
     for number in range(2 * log.LONGEST_JOURNAL):
         journal.add(print, number)
     assert len(journal._entries) == log.LONGEST_JOURNAL
+
+
+# Bugs and secrets
+
+
+def test_each_bug_is_told_once_a_minute_with_its_place_and_no_secret(clock, logged):
+    def fail(kind, text):
+        try:
+            raise kind(text)
+        except kind as error:
+            log_bug(logging.getLogger("bus_alt_connection.test"), error)
+
+    for _ in range(50):
+        fail(KeyError, "password=s3cret")
+    (line,) = logged("internal error")
+    assert "in fail" in line and "s3cret" not in line
+    with pytest.raises(ZeroDivisionError) as another:
+        print(1 / 0)
+    log_bug(logging.getLogger("bus_alt_connection.test"), another.value)
+    assert len(logged("internal error")) == 2
+    clock.now += 61
+    fail(KeyError, "again")
+    assert len(logged("internal error")) == 3
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("two\n  lines\n", "two; lines"),
+        ("", ""),
+        ("postgresql://odoo:{}@db-01/x", "postgresql://odoo:***@db-01/x"),
+        ("postgresql://db/x?password={}&sslmode=a", "postgresql://db/x?password=***"),
+        ("host=a password='{}' user=b", "host=a password=***"),
+        ("host=db sslpassword = {} oauth_client_secret='{}'", "host=db sslpassword = ***"),
+    ],
+)
+def test_a_message_is_one_line_without_passwords(text, shown):
+    for secret in SECRETS:
+        assert redact(text.replace("{}", secret)) == shown
+
+
+@pytest.mark.parametrize("keyword", log.SECRETS)
+def test_a_message_with_a_known_password_is_told_without_it(keyword):
+    for secret in SECRETS:
+        assert leaks(secret)
+        told = redact("can't do it:\n%s is wrong\n" % secret, {keyword: secret, "port": 5432})
+        assert told == "can't do it:; *** is wrong"
+    for unset in (None, "", False):
+        assert redact("as it is", {keyword: unset}) == "as it is"
