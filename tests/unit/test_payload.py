@@ -11,22 +11,18 @@ from hypothesis import strategies as st
 from bus_alt_connection.payload import BUS_CHANNEL, CRON_CHANNEL, fold, fold_plain, quote, readable
 from tests.support.payloads import HOSTILE, READERS
 
-_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.integers(-(2**70), 2**70)
+_scalars = st.none() | st.booleans() | st.floats() | st.text(max_size=20) | st.integers(-(2**70), 2**70)
 _json_values = st.recursive(
     _scalars,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=30,
 )
-_channels = st.text(min_size=1, max_size=20) | st.lists(
-    st.text(max_size=20) | st.integers(0, 10**9), min_size=1, max_size=4
-)
-_parts = st.text(max_size=5) | st.none() | st.integers(0, 10**9)
+_parts = st.text(max_size=20) | st.none() | st.integers(0, 10**9)
+_channels = st.text(min_size=1, max_size=20) | st.lists(_parts, min_size=1, max_size=4)
 _nested = st.recursive(_parts, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
 #: texts that look like payloads, more or less
 _payloads = st.one_of(
-    st.text(max_size=200),
     st.text(alphabet='[]{}",:\\u0019dD8eEtfn- \n\x00\ud800', max_size=60),
-    st.builds(json.dumps, _json_values, ensure_ascii=st.booleans()),
     st.builds(json.dumps, st.lists(_json_values, max_size=4), ensure_ascii=st.booleans()),
     st.builds(json.dumps, st.lists(_channels, max_size=4), ensure_ascii=st.booleans()),
 )
@@ -65,16 +61,10 @@ def _tuplify(channel):
 
 
 @pytest.mark.parametrize("series", [19.1, 20.0])
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_payloads)
-@example('["\\ud800"]')
-@example("[[1e999]]")
-@example("[NaN]")
 @example("[[18446744073709551616]]")
-@example('[{"a": 1}]')
-@example('["\\u0000\\u2028"]')
 @example('[["a", ["b", [{"a": 1}]]]]')
-@example('[["a", ["b"]]]')
 @example("[%s1%s]" % ("[" * 500, "]" * 500))
 def test_what_is_readable_can_be_read_by_the_bus_of_its_series(series, payload):
     clean = readable(payload, series)
@@ -83,7 +73,7 @@ def test_what_is_readable_can_be_read_by_the_bus_of_its_series(series, payload):
 
 
 @pytest.mark.parametrize("series", [19.1, 20.0])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(_channels, max_size=5))
 @example([["bus_alt", "res.partner", 3], ["bus_alt", "broadcast"], "tests", ["bus_alt", "ir.attachment", 4, "😀"]])
 def test_what_odoo_sends_is_readable_and_stays_what_it_is(series, channels):
@@ -91,27 +81,20 @@ def test_what_odoo_sends_is_readable_and_stays_what_it_is(series, channels):
         assert json.loads(readable(payload, series)) == channels
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(_nested, max_size=3), st.lists(_parts, max_size=3))
 @example(["bus_alt", "tests"], [5])
-def test_after_19_1_the_first_element_of_a_channel_may_be_a_list(first, rest):
-    channel = [first, *rest]
-    payload = json.dumps([["bus_alt", "tests"], channel])
-    assert readable(payload, 19.1) is None
-    assert json.loads(readable(payload, 20.0)) == [["bus_alt", "tests"], channel]
+def test_after_19_1_a_list_may_be_the_first_element_of_a_channel_and_no_other(nested, rest):
+    channels = [["bus_alt", "tests"], [nested, *rest]]
+    assert readable(json.dumps(channels), 19.1) is None
+    clean = readable(json.dumps(channels), 20.0)
+    assert json.loads(clean) == channels
     # The other channel is served all the same.
-    assert _dispatch(readable(payload, 20.0), 20.0) == {("bus_alt", "tests")}
-
-
-@pytest.mark.parametrize("series", [19.1, 20.0])
-@settings(max_examples=100, deadline=None)
-@given(_parts, st.lists(_nested, max_size=3), st.lists(_parts, max_size=2))
-@example("bus_alt", ["probe"], [])
-def test_a_list_further_on_in_a_channel_is_refused(series, first, inner, rest):
-    payload = json.dumps([["bus_alt", "tests"], [first, inner, *rest]])
-    assert readable(payload, series) is None
+    assert _dispatch(clean, 20.0) == {("bus_alt", "tests")}
+    refused = json.dumps([["bus_alt", "tests"], ["bus_alt", nested, *rest]])
+    assert readable(refused, 20.0) is None
     with pytest.raises(TypeError):
-        _dispatch(payload, series)
+        _dispatch(refused, 20.0)
 
 
 @pytest.mark.parametrize("series", [12, 19.1, 20.0])
@@ -142,11 +125,9 @@ def test_a_name_is_one_identifier_whatever_is_in_it(name, quoted):
     "name, folded",
     [
         ("A b", "A b"),
-        ("x" * 63, "x" * 63),
         ("x" * 64, "x" * 63),
-        # 62 bytes and a character of two, of three, of four, which does not fit.
+        # 62 bytes and a character of two, of four, which does not fit.
         ("x" * 62 + "é", "x" * 62),
-        ("x" * 62 + "€", "x" * 62),
         ("x" * 62 + "😀", "x" * 62),
         ("x" * 61 + "éy", "x" * 61 + "é"),
     ],
