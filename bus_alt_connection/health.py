@@ -14,6 +14,7 @@ from .supervisor import DEAF, LISTENING, POLLING, SHARED
 
 # By mode, the worst first. None: a process without a listener, which needs none.
 _STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (SHARED, "pass"), (None, "pass"))
+_WORST_FIRST = ("fail", "degraded", "pass")
 _NO_LISTENER = {
     "mode": None,
     "problem": None,
@@ -34,15 +35,19 @@ class Health(http.Controller):
         """
         found = [supervisor.status() for supervisor in patch.supervisors()] or [_NO_LISTENER]
         worst = min(found, key=_severity)
-        status = dict(_STATUS)[worst["mode"]]
-        if status == "pass" and worst["problem"]:
-            status = "degraded"
+        status = _status(worst)
         code = 503 if status == "fail" else 200
         body = json.dumps(dict(worst, status=status))
         return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")
 
 
-def _severity(status):
-    """Return a sort key: the worst status first."""
+def _status(one):
+    """Return what to call the status of ``one`` supervisor, a word of `_WORST_FIRST`."""
+    status = dict(_STATUS)[one["mode"]]
+    return "degraded" if status == "pass" and one["problem"] else status
+
+
+def _severity(one):
+    """Return a sort key for the status of ``one`` supervisor: the worst first."""
     modes = [mode for mode, _name in _STATUS]
-    return modes.index(status["mode"]), status["problem"] is None
+    return _WORST_FIRST.index(_status(one)), modes.index(one["mode"]), one["problem"] is None
