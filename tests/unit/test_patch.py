@@ -106,7 +106,7 @@ def test_listeners_of_a_process_share_one_connection(installed, fake):
         cursor.close()
 
 
-def test_all_other_cursors_are_odoos_own(installed):
+def test_all_other_cursors_are_odoos_own(installed, fake):
     def greet():
         with installed.sql_db.db_connect("x").cursor() as cursor:
             # No statement begins with it.
@@ -118,6 +118,8 @@ def test_all_other_cursors_are_odoos_own(installed):
     assert (pooled.database, pooled.done) == ("x", ["SELECT %s", "COMMIT", "ROLLBACK"])
     assert installed.patch._here().databases == {"x"}
     assert installed.patch.supervisors() == []
+    # The addon itself connects to nothing before there is a listener.
+    assert fake.logins == []
 
 
 def test_a_listen_on_a_cursor_of_another_function_is_heard_and_told(installed, fake, logged):
@@ -341,11 +343,6 @@ def test_a_system_database_that_is_away_is_told_and_odoo_starts(install, fake, l
     expected = "can't use database customer in place of postgres: pooler:6432: no more connections allowed"
     assert logged("can't use") == [expected]
     assert odoo.sql_db.db_connect("postgres").dsn["database"] == "customer"
-
-
-def test_without_one_nothing_is_connected_to_at_the_start(installed, fake):
-    assert fake.logins == []
-    assert installed.sql_db.connection_info_for("postgres")[1]["database"] == "postgres"
 
 
 @pytest.mark.parametrize(

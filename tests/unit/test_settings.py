@@ -61,12 +61,6 @@ def test_the_first_source_with_a_value_counts(environ, options, host):
     assert found.errors == found.warnings == []
 
 
-def test_each_option_is_looked_for_on_its_own():
-    options = {"imdispatcher_db_port": "2", "imdispatcher_db_user": "c"}
-    found = settings.read({HOST: "a", "ODOO_IMDISPATCHER_DB_PORT": "1"}, options)
-    assert found.connection == {"host": "a", "port": "1", "user": "c"}
-
-
 @pytest.mark.parametrize(
     ("used", "other"),
     [
@@ -144,71 +138,73 @@ def test_sharing_is_switched_in_each_spelling(name, share, words):
 # Wrong options
 
 
+@pytest.mark.parametrize("prefix", ["IMDISPATCHER_", "ODOO_IMDISPATCHER_", "imdispatcher_"])
+def test_the_option_that_was_meant_is_named_in_the_spelling_that_was_used(prefix):
+    wrong, meant = ("db_hots", "db_host") if prefix.islower() else ("DB_HOTS", "DB_HOST")
+    (error,) = read_one(prefix + wrong, "a").errors
+    assert error == "%s is not an option. Did you mean %s?%s" % (prefix + wrong, prefix + meant, MENDED)
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("option", "value", "message"),
     [
-        # The nearest option is named in the spelling that was used.
-        ("IMDISPATCHER_DB_HOTS", "kilo", "is not an option. Did you mean IMDISPATCHER_DB_HOST?"),
-        ("ODOO_IMDISPATCHER_DB_HOTS", "kilo", "is not an option. Did you mean ODOO_IMDISPATCHER_DB_HOST?"),
-        ("imdispatcher_db_hots", "kilo", "is not an option. Did you mean imdispatcher_db_host?"),
-        ("IMDISPATCHER_SSL_MODE", "verify-full", "is not an option. Did you mean IMDISPATCHER_DB_SSLMODE?"),
-        ("IMDISPATCHER_DB_CHECK_INTERVAL", "kilo", "is not an option. Did you mean IMDISPATCHER_CHECK_INTERVAL?"),
-        ("IMDISPATCHER_DB_XYZZY", "kilo", "is not an option. Unset it."),
-        ("IMDISPATCHER_", "kilo", "is not an option. "),
-        ("IMDISPATCHER_DB_\udcff", "kilo", "is not an option. "),
+        ("SSL_MODE", "verify-full", "is not an option. Did you mean IMDISPATCHER_DB_SSLMODE?"),
+        ("DB_CHECK_INTERVAL", "kilo", "is not an option. Did you mean IMDISPATCHER_CHECK_INTERVAL?"),
+        ("DB_XYZZY", "kilo", "is not an option. Unset it."),
+        ("", "kilo", "is not an option. "),
+        ("DB_\udcff", "kilo", "is not an option. "),
         # libpq would read each of these as another keyword, or as two.
-        ("IMDISPATCHER_DB_PORT=1 HOST", "kilo", "is not an option. "),
-        ("IMDISPATCHER_DB_POSTGRESQL:///?HOST", "kilo", "is not an option. "),
+        ("DB_PORT=1 HOST", "kilo", "is not an option. "),
+        ("DB_POSTGRESQL:///?HOST", "kilo", "is not an option. "),
         # Whoever is between the two ends can read what a weaker sslmode does not protect.
-        ("IMDISPATCHER_DB_SSLMODE", "verify_full", "is not an sslmode. Did you mean verify-full?"),
-        ("IMDISPATCHER_DB_SSLMODE", "VERIFY-CA", "is not an sslmode. Did you mean verify-ca?"),
-        ("IMDISPATCHER_DB_SSLMODE", "kilo", "is not an sslmode. Did you mean verify-full?"),
-        (
-            "IMDISPATCHER_DB_HOST",
-            "postgresql://db-01",
-            "is a URI or DSN. Set host, port, user and password in an option",
-        ),
-        ("IMDISPATCHER_DB_HOST", "odoo@db-01", "is a URI or DSN. "),
-        ("IMDISPATCHER_DB_HOST", "host=db-01 port=5432", "is a URI or DSN. "),
-        (
-            "IMDISPATCHER_DB_HOST",
-            "db-01, db-02:5432",
-            "has a port. Set the host alone here, and the port in IMDISPATCHER",
-        ),
-        ("IMDISPATCHER_DB_HOST", "[::1]:5432", "has a port. "),
-        ("IMDISPATCHER_DB_HOSTADDR", "192.0.2.1:5432", "has a port. "),
+        ("DB_SSLMODE", "verify_full", "is not an sslmode. Did you mean verify-full?"),
+        ("DB_SSLMODE", "VERIFY-CA", "is not an sslmode. Did you mean verify-ca?"),
+        ("DB_SSLMODE", "kilo", "is not an sslmode. Did you mean verify-full?"),
+        ("DB_HOST", "postgresql://db-01", "is a URI or DSN. Set host, port, user and password in an option each."),
+        ("DB_HOST", "odoo@db-01", "is a URI or DSN. "),
+        ("DB_HOST", "host=db-01 port=5432", "is a URI or DSN. "),
         # The server would name these, and only the first 63 bytes of them.
-        ("IMDISPATCHER_DB_DBNAME", "postgresql://db-01", "is a URI or DSN. "),
-        ("IMDISPATCHER_DB_USER", "postgresql://db-01", "is a URI or DSN. "),
-        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "7.5", "is not a whole number of seconds."),
-        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "\N{ARABIC-INDIC DIGIT TWO}", "is not a whole number of seconds."),
-        ("IMDISPATCHER_DB_CONNECT_TIMEOUT", "9" * 5000, "is not a whole number of seconds."),
+        ("DB_DBNAME", "postgresql://db-01", "is a URI or DSN. "),
+        ("DB_USER", "postgresql://db-01", "is a URI or DSN. "),
+        ("DB_HOST", "db-01, db-02:5432", "has a port. Set the host alone here, and the port in IMDISPATCHER_DB_PORT."),
+        ("DB_HOST", "[::1]:5432", "has a port. "),
+        ("DB_HOSTADDR", "192.0.2.1:5432", "has a port. "),
+        ("DB_CONNECT_TIMEOUT", "7.5", "is not a whole number of seconds."),
+        ("DB_CONNECT_TIMEOUT", "\N{ARABIC-INDIC DIGIT TWO}", "is not a whole number of seconds."),
+        ("DB_CONNECT_TIMEOUT", "9" * 5000, "is not a whole number of seconds."),
     ],
 )
-def test_a_wrong_option_is_named_without_its_value_and_keeps_the_listeners_from_connecting(name, value, message):
+def test_a_wrong_option_is_named_without_its_value_and_keeps_the_listeners_from_connecting(option, value, message):
+    name = "IMDISPATCHER_" + option
     found = read_one(name, value)
     (error,) = found.errors
     assert error.startswith("%s %s" % (name, message)) and error.endswith(MENDED)
-    assert value == "verify-full" or value not in error
+    assert value not in error
     assert found.warnings == [] and found.system_database is None
     assert_refused(found, name)
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e9"])
-@pytest.mark.parametrize("name, default", [("IMDISPATCHER_CHECK_INTERVAL", 60), ("imdispatcher_poll_interval", 5)])
-def test_a_wrong_interval_is_named_and_does_no_harm(name, default, value):
-    found = read_one(name, value)
-    text = "%s is not a number of seconds. Set it to 0 (off) or more. Using %d"
-    assert found.errors == [text % (name, default)]
-    assert (found.check_interval, found.poll_interval) == (60, 5)
-    assert found.parameters(OWN)["dbname"] == "postgres"
+NO_NUMBER = "is not a number of seconds. Set it to 0 (off) or more. Using %d"
+NO_BOOLEAN = "is not a boolean. Set it to 1 (on) or 0 (off). Using 0"
 
 
-@pytest.mark.parametrize("name, value", [("IMDISPATCHER_SHARE", "None"), ("imdispatcher_share", "perhaps")])
-def test_a_wrong_value_switches_sharing_off_and_is_named(name, value):
-    found = read_one(name, value)
-    assert found.errors == ["%s is not a boolean. Set it to 1 (on) or 0 (off). Using 0" % name]
-    assert found.refused == [] and found.share is False
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("IMDISPATCHER_CHECK_INTERVAL", "soon -1 1e9", NO_NUMBER % 60),
+        ("imdispatcher_poll_interval", "soon nan inf", NO_NUMBER % 5),
+        # Perhaps it was written to switch sharing off.
+        ("IMDISPATCHER_SHARE", "None -1", NO_BOOLEAN),
+        ("imdispatcher_share", "perhaps 2", NO_BOOLEAN),
+    ],
+)
+def test_a_wrong_option_that_is_the_addons_own_is_named_and_does_no_harm(name, values, message):
+    for value in values.split():
+        found = read_one(name, value)
+        assert found.errors == ["%s %s" % (name, message)]
+        assert (found.check_interval, found.poll_interval) == (60, 5)
+        assert found.share is not name.lower().endswith("share")
+        assert found.parameters(OWN)["dbname"] == "postgres"
 
 
 def test_all_that_is_wrong_is_named_and_what_was_overruled_is_not():
