@@ -301,17 +301,17 @@ def test_what_is_set_for_the_connection_counts_for_each_pooled_one(cursor, pool,
     cursor.commit()
     cursor.execute("SELECT 2")
     assert [connection.autocommit for connection in pool.lent] == [True, True]
-    # What was set last counts.
-    cursor._cnx.set_isolation_level(2)
-    cursor._cnx.autocommit = False
-    cursor._cnx.autocommit = True
     cursor._cnx.set_isolation_level(1)
-    assert not pool.lent[-1].autocommit
-    assert not cursor._cnx.autocommit
+    assert not pool.lent[-1].autocommit and not cursor._cnx.autocommit
     cursor.commit()
     cursor.execute("SELECT 3")
-    assert len(pool.lent) == 3
     assert not pool.lent[-1].autocommit
+    # What was set last counts.
+    cursor._cnx.autocommit = True
+    cursor.commit()
+    cursor.execute("SELECT 4")
+    assert len(pool.lent) == 4
+    assert pool.lent[-1].autocommit
 
 
 # The garbage collector complains of what is not closed.

@@ -39,6 +39,10 @@ def installed(install):
     return odoo
 
 
+#: of one listener that leads
+THREADS = ["bus_alt_connection.%s.postgres" % name for name in ("listener", "sharing", "supervisor")]
+
+
 def bus_loop(odoo):
     cursor = odoo.sql_db.db_connect("postgres").cursor()
     cursor.execute("LISTEN imbus")
@@ -99,6 +103,7 @@ def in_threads(number, function):
 def test_listeners_of_a_process_share_one_connection(installed, fake):
     cursors = [cron_loop(installed), *in_threads(3, lambda: bus_loop(installed))]
     assert fake.connects == len(installed.patch.supervisors()) == 1
+    assert ours() == THREADS
     assert heard(cursors[0], lambda: fake.notify("cron_trigger", "x")) == ("cron_trigger", "x")
     # No pooled connection was needed.
     assert installed.pool.lent == []
@@ -222,17 +227,21 @@ def test_there_is_no_listener_without_supervisor_nor_the_reverse(installed, fake
     assert not fake.sessions and installed.patch.supervisors() == []
     # Once there are threads again, the next has both.
     cursor = bus_loop(installed)
-    assert ours() == ["bus_alt_connection.%s.postgres" % name for name in ("listener", "sharing", "supervisor")]
+    assert ours() == THREADS
     cursor.close()
 
 
-def test_an_odoo_that_ends_makes_no_listener_again_and_again(installed):
+def test_an_odoo_that_ends_is_listened_for_no_longer(installed):
     installed.service_server.server.quit_signals_received = 1
+    cursors = []
     for _ in range(3):
         began = time.monotonic()
-        bus_loop(installed).close()
+        cursors.append(bus_loop(installed))
         assert time.monotonic() - began < 1
     wait_until(lambda: not ours(), 5)
+    assert installed.patch.supervisors() == []
+    for cursor in cursors:
+        cursor.close()
 
 
 @pytest.mark.parametrize(
@@ -327,7 +336,7 @@ def test_what_odoo_does_on_postgres_is_done_on_the_system_database(install, fake
     cursor = bus_loop(odoo)
     (one,) = odoo.patch.supervisors()
     wait_until(lambda: one.mode == supervisor.LISTENING, 5)
-    assert one.listener.database == odoo.patch._direct("customer")["dbname"] == "customer"
+    assert one.listener.database == odoo.patch._direct("postgres")["dbname"] == "customer"
     assert set(fake.logins) == {"customer"}
     # The bus is looked up there only if Odoo itself works on it.
     open_cursor(odoo, "postgres").close()
