@@ -258,6 +258,12 @@ def test_only_the_threads_of_a_worker_share_an_arena(installed, monkeypatch, opt
     assert calls == ([[]] if limited else [])
 
 
+@pytest.mark.parametrize("db_name, databases", [("a, b", ["a", "b"]), (["a", "b"], ["a", "b"]), (False, [])])
+def test_the_databases_that_odoo_is_limited_to_are_known(odoo, db_name, databases):
+    odoo.tools.config["db_name"] = db_name
+    assert odoo.patch._configured_databases() == databases
+
+
 # Outages
 
 

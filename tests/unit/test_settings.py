@@ -306,7 +306,7 @@ def test_the_options_replace_odoos_own_keywords_and_the_rest_stays():
         ({"HOSTADDR": "192.0.2.1", "HOST": "db-01"}, {}, {"host": "db-01", "hostaddr": "192.0.2.1"}),
     ],
 )
-def test_a_listener_connects_with(options, own, expected):
+def test_the_keywords_of_a_listener_follow_from_the_options_and_odoos_own(options, own, expected):
     found = read_db(**options).parameters({**OWN, **own})
     assert {keyword: found.get(keyword) for keyword in expected} == expected
 
