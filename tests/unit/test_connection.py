@@ -150,7 +150,7 @@ def test_each_address_of_each_host_is_an_attempt(places, expected):
 )
 def test_where_there_is_nothing_to_try_the_error_says_why(places, words):
     with pytest.raises(psycopg2.OperationalError) as raised:
-        attempts(places)
+        connect(places)
     assert re.search(words, str(raised.value))
 
 

@@ -244,6 +244,21 @@ def test_an_odoo_that_ends_is_listened_for_no_longer(installed):
         cursor.close()
 
 
+def test_closing_during_a_check_ends_all_threads_at_once_without_a_warning(installed, fake, logged):
+    cursor = bus_loop(installed)
+    (one,) = installed.patch.supervisors()
+    wait_until(lambda: one.mode == supervisor.LISTENING, 5)
+    fake.silent.add("pooler")
+    logins = len(fake.logins)
+    # A new channel is checked at once.
+    cursor.execute("LISTEN orders")
+    cursor.commit()
+    wait_until(lambda: len(fake.logins) > logins, 5)
+    cursor.close()
+    wait_until(lambda: not ours(), 3)
+    assert not logged("can't tell")
+
+
 @pytest.mark.parametrize(
     "options, evented, limited",
     [({"workers": 2}, False, True), ({"workers": 0}, False, False), ({"workers": 0}, True, True)],
