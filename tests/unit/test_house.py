@@ -1,6 +1,7 @@
 """The manual lists what the addon's log says, and the addon keeps to what its users and the simulation rely on."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def nodes(tree, kind):
     return [node for node in ast.walk(tree) if isinstance(node, kind)]
 
 
+@functools.lru_cache(maxsize=None)
 def logged(*levels):
     """Return pairs for the lines of the log at ``levels``: module, and text with placeholders."""
     found = set()
