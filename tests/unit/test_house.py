@@ -24,7 +24,7 @@ def nodes(tree, kind):
     return [node for node in ast.walk(tree) if isinstance(node, kind)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def logged(*levels):
     """Return pairs for the lines of the log at ``levels``: module, and text with placeholders."""
     found = set()
