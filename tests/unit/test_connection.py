@@ -127,10 +127,11 @@ def names(monkeypatch):
     ],
 )
 def test_each_address_of_each_host_is_an_attempt(places, expected):
-    found = attempts({"user": "odoo", "keepalives_idle": "7", **places})
+    found = attempts({"password": "", "keepalives_idle": "7", **places})
     assert [tuple(one.get(key) or "" for key in ("host", "hostaddr", "port")) for one in found] == expected
     for one in found:
-        assert one["user"] == "odoo"
+        # Empty, as the settings want it for a passfile.
+        assert one["password"] == ""
         assert {key: one[key] for key in connection.KEEPALIVES} == dict(connection.KEEPALIVES, keepalives_idle="7")
 
 
