@@ -1,103 +1,87 @@
-"""Connections that do nothing but LISTEN, in a process of their own, and how many NOTIFYs a server takes beside them.
+"""Connections that only LISTEN, and how many NOTIFYs a server takes beside them."""
 
-:class:`BareListeners` is the side that measures; ``python -m benchmarks.bare`` is the other one, which it starts.
-"""
-
-import json
+import concurrent.futures
 import os
 import re
+import resource
 import selectors
-import sys
 import time
 import uuid
 
-import psycopg2
-
 from stack.commands import run
 from stack.postgres import SUPERUSER, SUPERUSER_PASSWORD
-from stack.servers import postgres_programs
 from stack.stack import ADDON
-
-from . import child
+from stack.servers import postgres_programs
 
 CHANNEL = "imbus"
 _SENDERS = 4
-# For a thousand backends to read what they are behind with.
+# A thousand backends need their time to read what was sent.
 _DEADLINE = 120
+# A notification with a token fits into so many bytes.
 _TAIL = 200
 
 
-def notifies_per_second(server, seconds, cpus=None):
-    """Return how many NOTIFYs a second ``server`` takes, each in a transaction of its own, straight to it.
+def notifies_per_second(server, seconds=1, cpus=None):
+    """Return how many NOTIFYs a second ``server`` takes, each in a transaction of its own, sent straight to it.
 
-    :param cpus: numbers of those to send from; default: all
+    :param cpus: numbers of the CPUs to send from; default: all
     """
     options = ["-n", "-c", _SENDERS, "-T", seconds, "-f", ADDON / "benchmarks" / "notify.sql"]
     place = ["-h", server.host, "-p", server.port, "-U", SUPERUSER, "postgres"]
-    # That of this machine for all versions of servers: the sender is not what is compared.
+    # All servers get the pgbench of this machine, since the sender is not what is compared.
     environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
-    only = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
-    printed = run([*only, postgres_programs() / "pgbench", *options, *place], env=environment, timeout=seconds + 60)
+    pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
+    printed = run([*pinned, postgres_programs() / "pgbench", *options, *place], env=environment, timeout=seconds + 60)
     return float(re.search(r"^tps = ([\d.]+)", printed, re.MULTILINE)[1])
 
 
-class BareListeners(child.Child):
-    """Any number of them at ``server``; they read what they are sent and look at none of it."""
+class BareListeners:
+    """Connections to ``server`` that LISTEN. Nothing looks at what they receive."""
 
-    def __init__(self, server, count=0, channel=CHANNEL):
+    def __init__(self, server):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._server = server
+        self._connections = []
+        self._selector = selectors.DefaultSelector()
+        #: descriptor -> the last bytes that were read from it
+        self._tails = {}
         self._channel = None
-        super().__init__("bare", server.port)
-        self.listen(count, channel)
 
     def listen(self, count, channel=CHANNEL):
-        """Have ``count`` of them, no fewer than before, LISTEN on ``channel`` and on no other."""
+        """Have ``count`` connections, at least as many as before, LISTEN on ``channel`` and on no other."""
+        while len(self._connections) < count:
+            connection = self._server.connect(application_name="tests")
+            connection.autocommit = True
+            self._connections.append(connection)
+            self._selector.register(connection, selectors.EVENT_READ)
+            self._tails[connection.fileno()] = b""
+        for connection in self._connections:
+            connection.cursor().execute('UNLISTEN *; LISTEN "%s"' % channel)
         self._channel = channel
-        self.ask({"count": count, "channel": channel})
 
-    def catch_up(self):
-        """Return when each of them has read all that was sent so far."""
+    def beside(self, measure):
+        """Return what ``measure()`` returns, and read meanwhile what arrives. In the end all has been read."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            measuring = pool.submit(measure)
+            self._read_until(measuring.done)
         token = uuid.uuid4().hex
         self._server.execute("SELECT pg_notify(%s, %s)", (self._channel, token))
-        if not self.ask({"token": token})["read"]:
-            raise TimeoutError("the bare listeners are behind by more than %d s" % _DEADLINE)
+        self._read_until(lambda: all(token.encode() in tail for tail in self._tails.values()))
+        return measuring.result()
 
+    def close(self):
+        for connection in self._connections:
+            connection.close()
 
-def _serve(port):
-    parameters = {"host": "127.0.0.1", "port": port, "user": SUPERUSER, "password": SUPERUSER_PASSWORD}
-    selector = selectors.DefaultSelector()
-    selector.register(sys.stdin, selectors.EVENT_READ)
-    # The end of what each has read.
-    connections, tails = [], {}
-    token, end = None, None
-    while True:
-        for key, _ in selector.select(token and max(end - time.monotonic(), 0)):
-            if key.data is not None:
-                # Past libpq, which would make more of a notification than there is to it.
-                read = os.read(key.fd, 65536)
-                if not read:
+    def _read_until(self, condition):
+        end = time.monotonic() + _DEADLINE
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError("after %d s the bare listeners have not read all" % _DEADLINE)
+            for key, _ in self._selector.select(0.1):
+                # Past libpq, which spends more time on a notification than the server does.
+                received = os.read(key.fd, 65536)
+                if not received:
                     raise ConnectionError("the server has ended a listener")
-                tails[key.data] = (tails[key.data] + read)[-_TAIL:]
-                continue
-            line = sys.stdin.readline()
-            if not line:
-                return
-            question = json.loads(line)
-            if "token" in question:
-                token, end = question["token"].encode(), time.monotonic() + _DEADLINE
-                continue
-            for number in range(len(connections), question["count"]):
-                connections.append(psycopg2.connect(dbname="postgres", **parameters))
-                connections[number].autocommit = True
-                tails[number] = b""
-                selector.register(connections[number], selectors.EVENT_READ, number)
-            for connection in connections:
-                connection.cursor().execute('UNLISTEN *; LISTEN "%s"' % question["channel"])
-            child.answer({})
-        if token and (all(token in tail for tail in tails.values()) or time.monotonic() > end):
-            child.answer({"read": time.monotonic() <= end})
-            token = None
-
-
-if __name__ == "__main__":
-    _serve(*map(int, sys.argv[1:]))
+                self._tails[key.fd] = (self._tails[key.fd] + received)[-_TAIL:]

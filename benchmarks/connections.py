@@ -3,26 +3,15 @@
 import concurrent.futures
 import contextlib
 import re
-import threading
+import time
 
 from stack.commands import run as run_program
 from stack.stack import ADDON
 from stack.system import ensure_packages
 
-from .contenders import SOON, new_stack, settle, start_more
+from .contenders import SOON, new_stack, settle, start
 
-HOW = """\
-Odoo 19.0, prefork: 10 HTTP workers, gevent with one websocket, 2 cron workers for each instance; all instances on one
-database of one cluster, behind one PgBouncer. wrk keeps 10 requests under way at each instance: four of five ask the
-database something that takes it 5 ms, one of five sends on the bus. Connections are those in pg_stat_activity, of all
-clients but the measuring one, the most that were seen while the load lasted; direct are those that do not come from
-PgBouncer. Requests per second are the sum of all instances. PgBouncer's default_pool_size is 10 but where another is
-named. (d) gives the database postgres a pool of 400, since with 10 the eleventh of those that listen would wait
-for ever. With this addon all instances share a direct connection, the listeners of all being of one user; or those of
-each instance have a user of the database of their own, and share one for each; or they have IMDISPATCHER_SHARE=0. The
-load begins when they have settled, for which they check themselves each 5 s. No scheduled action is due. All instances
-share the CPUs of one machine: more of them serve no more requests."""
-
+TITLE = "Server connections under load, Odoo 19.0"
 _WORKERS = 10
 _CRON = 2
 _IN_FLIGHT = 10
@@ -35,130 +24,88 @@ _DIRECT = {"e": lambda count: 1, "e-users": lambda count: count, "e-own": lambda
 
 
 def run(quick, tell):
+    """Odoo 19.0, prefork: 10 HTTP workers, gevent with one websocket, 2 cron workers for each instance; all instances
+    on one database of one cluster, behind one PgBouncer with a default_pool_size of 10. wrk keeps 10 requests under way
+    at each instance: four of five ask the database something that takes it 5 ms, one of five sends on the bus.
+    Connections are those in pg_stat_activity, of all clients but the measuring one, the most that were seen while the
+    load lasted; direct are those that do not come from PgBouncer. Requests per second are the sum of all instances, and
+    failed are those that Odoo refused or did not answer in 20 s. (d) gives the database postgres a pool of 400, since
+    with 10 the eleventh of those that listen would wait for ever. With this addon all instances share a direct
+    connection, the listeners of all having one role; or those of each instance have a role of their own, and share one
+    for each; or they have IMDISPATCHER_SHARE=0. The load begins when they have settled, for which they check themselves
+    each 5 s. No scheduled action is due. All instances share the CPUs of one machine: more of them serve no more
+    requests.
+    """
     ensure_packages("wrk")
-    instances = (1,) if quick else (1, 2, 4, 8)
-    seconds = 3 if quick else 5
+    counts = (1, 2) if quick else (1, 2, 4, 8)
     for key in ("a", "e") if quick else ("a", "d", *_DIRECT):
-        figures = {}
-        try:
-            # What users of their own come to needs no curve.
-            counts = instances[-1:] if key == "e-users" else instances
-            for name, found in _measure(key, counts, (2,) if quick else (2, 4), seconds, tell):
-                figures[name] = found
-        except Exception as error:  # what there is so far is worth keeping
-            figures["failed"] = "%s: %s" % (type(error).__name__, str(error).split("\n")[0])
-        yield key, figures
+        # What roles of their own come to needs no curve.
+        for count, row in _measure(key, counts[-1:] if key == "e-users" else counts, 3 if quick else 5):
+            tell("%s: %d instance(s)" % (key, count))
+            yield TITLE, {"contender": key, "instances": count, **row}
 
 
-def _measure(key, instances, small_pools, seconds, tell):
-    pools = small_pools if key == "e" else ()
+def _measure(key, counts, seconds):
     ours = key in _DIRECT
-    stack = new_stack(
+    first = new_stack(
         key,
-        "19.0",
+        environment=SOON if ours else None,
         workers=_WORKERS,
         conf={"addons_path": ",".join(map(str, [ADDON, _OTHER_ADDONS][not ours :])), "max_cron_threads": _CRON},
         load="base,rpc,web,%s%s" % (_MODULE, ",bus_alt_connection" if ours else ""),
-        environment=SOON if ours else None,
-        # Each cron worker that is at a job holds one connection and wants another: too many for the smallest pool.
         jobs=False,
-        pooler_settings={"default_pool_size": pools[0]} if pools else None,
     )
     with contextlib.ExitStack() as exits:
-        exits.enter_context(stack)
-        stacks = [stack]
-        # It has the gevent process listen.
-        stack.client(["load"], listening=False)
-        _load(stacks, _WARM_UP)
-        # From small to large, since a pool does not shrink at once.
-        for size in pools:
-            stack.pooler.settings["default_pool_size"] = size
-            stack.pooler.reload()
-            tell("%s: 1 instance, pool of %d" % (key, size))
-            yield "pool %d" % size, _under_load(stacks, seconds)
-        if pools:
-            stack.pooler.settings["default_pool_size"] = 10
-            stack.pooler.reload()
-        for count in instances:
-            tell("%s: %d instance(s)" % (key, count))
-            numbers = range(len(stacks), count)
-            environments = [_user(stack, number) if key == "e-users" else {} for number in numbers]
-            for one in start_more(stack, environments, exits):
-                one.client(["load"], listening=False)
-                stacks.append(one)
+        stacks = start([first], exits)
+        first.client(["load"], listening=False)
+        for count in counts:
+            environments = [_role(first, number) if key == "e-users" else {} for number in range(len(stacks), count)]
+            for stack in start([first.another(**environment) for environment in environments], exits):
+                # The gevent process listens once it has a client.
+                stack.client(["load"], listening=False)
+                stacks.append(stack)
             # Workers load what they need with their first request.
-            _load(stacks, _WARM_UP)
+            _under_load(stacks, _WARM_UP)
             if ours:
-                settle(stack, _DIRECT[key](count))
-            yield "%d instances" % count, _under_load(stacks, seconds)
+                settle(first, _DIRECT[key](count))
+            yield count, _under_load(stacks, seconds)
 
 
-def _user(stack, number):
-    """Return the variables for listeners with a user of the database of their own, and make that."""
+def _role(stack, number):
+    """Make a role for the listeners of one instance; return the variables for it."""
     name, password = "listener_%d" % number, "s3cret"
     stack.server.execute("CREATE ROLE %s LOGIN PASSWORD %%s" % name, (password,))
     return {"IMDISPATCHER_DB_USER": name, "IMDISPATCHER_DB_PASSWORD": password}
 
 
 def _under_load(stacks, seconds):
-    with _Watch(stacks[0]) as watch:
-        printed = _load(stacks, seconds)
+    """Have all of ``stacks`` answer requests for so long; return what was seen meanwhile."""
+    options = ["-t1", "-c%d" % _IN_FLIGHT, "-d%ds" % seconds, "--timeout", "20s", "-s", _LOAD]
+    commands = [["wrk", *options, stack.odoo.http_url] for stack in stacks]
+    seen = []
+    with concurrent.futures.ThreadPoolExecutor(len(stacks)) as pool:
+        loads = [pool.submit(run_program, command, timeout=seconds + 60) for command in commands]
+        while not all(load.done() for load in loads):
+            seen.append(_connections(stacks[0]))
+            time.sleep(0.5)
+    printed = "\n".join(load.result() for load in loads)
 
-    def numbers(pattern):
-        return [float(found) for text in printed for found in re.findall(pattern, text, re.MULTILINE)]
+    def total(pattern):
+        return sum(map(float, re.findall(pattern, printed, re.MULTILINE)))
 
-    total, direct = watch.most
     return {
-        "connections": total,
-        "direct": direct,
-        "clients_of_pgbouncer": watch.clients,
-        "requests_per_second": round(sum(numbers(r"^Requests/sec:\s*([\d.]+)")), 1),
-        "errors": int(sum(numbers(r"Non-2xx or 3xx responses: (\d+)"))),
-        "timeouts": int(sum(numbers(r"timeout (\d+)"))),
-        "seconds": seconds,
+        **{what: max(each[what] for each in seen) for what in seen[0]},
+        "requests/s": round(total(r"^Requests/sec:\s*([\d.]+)"), 1),
+        "failed": int(total(r"Non-2xx or 3xx responses: (\d+)") + total(r"timeout (\d+)")),
     }
 
 
-def _load(stacks, seconds):
-    """Have the Odoo of each of ``stacks`` answer requests for so long; return what each wrk has printed."""
-    options = ["-t1", "-c%d" % _IN_FLIGHT, "-d%ds" % seconds, "--timeout", "20s", "-s", str(_LOAD)]
-    commands = [["wrk", *options, stack.odoo.http_url] for stack in stacks]
-    with concurrent.futures.ThreadPoolExecutor(len(stacks)) as pool:
-        return list(pool.map(lambda command: run_program(command, timeout=seconds + 60), commands))
-
-
-class _Watch:
-    """Looks at the connections as long as its block lasts."""
-
-    def __init__(self, stack):
-        #: the most seen at once: all, and of them direct ones
-        self.most = (0, 0)
-        self.clients = None
-        self._stack = stack
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._done.set()
-        self._thread.join()
-
-    def _run(self):
-        while not self._done.wait(0.5):
-            pooled = self._ports()
-            rows = [row for row in self._stack.server.activity() if row.application_name != "tests"]
-            pooled |= self._ports()
-            direct = sum(row.client_port not in pooled for row in rows)
-            self.most = max(self.most, (len(rows), direct))
-            if self._stack.pooler:
-                clients = sum(
-                    row["database"] != "pgbouncer" and row["application_name"] != "tests"
-                    for row in self._stack.pooler.show("clients")
-                )
-                self.clients = max(self.clients or 0, clients)
-
-    def _ports(self):
-        return self._stack.pooler.server_ports() if self._stack.pooler else set()
+def _connections(stack):
+    direct = len(stack.direct_connections())
+    found = {"connections": sum(row.application_name != "tests" for row in stack.server.activity()), "direct": direct}
+    if stack.pooler:
+        clients = stack.pooler.show("clients")
+        found["clients of PgBouncer"] = sum(
+            row["database"] != "pgbouncer" and row["application_name"] != "tests" for row in clients
+        )
+    return found

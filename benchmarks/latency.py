@@ -1,71 +1,115 @@
-"""How long a push takes: from the COMMIT of the NOTIFY to the client's receipt."""
+"""How long a push takes, from the COMMIT of the NOTIFY to the client's receipt."""
 
 import contextlib
 import random
-import select
-import threading
 import time
 
-from stack.odoo import series_number
 from stack.waiting import wait_until
 
-from .contenders import new_stack, running
-from .figures import pushes
+from .contenders import new_stack, start
+from .figures import milliseconds, ratio
 
-HOW = """\
-All contenders run at the same time, each with its own PostgreSQL, and take turns: one notification each to one client
-in rounds of random order, the next one when the last has arrived. Sender and client are threads of one process, so that
-one clock is read. "after": from the return of the COMMIT with the NOTIFY to the receipt by the client; "before": from
-right before the transaction with the NOTIFY, so with the pooler's own hop, up to three times, in it. A message that has
-not arrived after 2 s is counted as late and left out. Ratios are to contender (a); their spread is that of ten blocks
-of rounds. The floor says LISTEN itself, directly, and is no Odoo. Contender (b) is tried with 20 messages."""
-
+TITLE = "Push latency, Odoo 19.0 %s"
+SHARING_TITLE = "Push by way of a leader, Odoo 19.0 %s"
 _CHANNEL = "latency"
 _PATIENCE = 2.0
-# Seconds for all pushes of a variant; a slow machine takes fewer of them, and the table says how many.
+# Seconds for all pushes of a table. A slow machine takes fewer of them, and the table says how many.
 _LIMIT = 120.0
 _DEAF_MESSAGES = 20
 _DEAF_PATIENCE = 3.0
 
 
 def run(quick, tell):
-    variants = [("19.0", 2)] if quick else [("19.0", 2), ("19.0", 0), ("14.0", 2), ("14.0", 0)]
-    for series, workers in variants:
-        name = "%s %s" % (series, "prefork" if workers else "threaded")
-        tell(name)
-        yield name, _measure(series, workers, 60 if quick else 1000)
+    """All contenders run at the same time, each with its own PostgreSQL, and take turns: one notification each to one
+    client in rounds of random order, the next one when the last has arrived. Sender and client are threads of one
+    process, so that one clock is read. The milliseconds are from the return of the COMMIT with the NOTIFY to the
+    receipt by the client; "with COMMIT" from right before the transaction with the NOTIFY, so with the pooler's own
+    hop, up to three times, in it. A message that has not arrived after 2 s is counted as late and left out. Ratios are
+    to contender (a); their spread is that of ten blocks of rounds. Contender (b) is tried with 20 messages.
+    """
+    for workers, mode in _modes(quick):
+        tell(mode)
+        with contextlib.ExitStack() as exits:
+            keys = ("a", "b", "c", "d", "e", "e-direct")
+            stacks = dict(zip(keys, start((new_stack(key, workers=workers) for key in keys), exits)))
+            heard = _heard(stacks.pop("b"))
+            clients = {key: _Client(stack, exits) for key, stack in stacks.items()}
+            pushes, late = _take_turns(clients, 60 if quick else 1000)
+        rows = {key: _row(key, pushes[key], pushes["a"], late[key]) for key in clients}
+        rows["b"] = {"contender": "b", "n": heard, "late": _DEAF_MESSAGES - heard}
+        for key in keys:
+            yield TITLE % mode, rows[key]
 
 
-def _measure(series, workers, count):
-    keys = ["a", "c", "d", "e", "e-direct"]
-    stacks = {key: new_stack(key, series, workers=workers) for key in [*keys, "b"]}
-    with running(stacks), contextlib.ExitStack() as exits:
-        targets = {key: exits.enter_context(contextlib.closing(OdooClient(stacks[key], _CHANNEL))) for key in keys}
-        targets["floor"] = exits.enter_context(contextlib.closing(_BareClient(stacks["e"])))
-        deaf = _deaf(stacks["b"])
-        for target in targets.values():
-            target.warm_up()
-        taken = {key: [] for key in targets}
-        late = dict.fromkeys(targets, 0)
-        order = list(targets)
-        end = time.monotonic() + _LIMIT
-        for number in range(count):
-            if time.monotonic() > end:
-                break
-            random.shuffle(order)
-            for key in order:
-                try:
-                    taken[key].append(targets[key].push(number))
-                except TimeoutError:
-                    late[key] += 1
-                    if late[key] > max(5, count // 20):
-                        raise
-    figures = {key: {**pushes(taken[key], taken["a"]), "late": late[key]} for key in taken}
-    figures["b"] = {"runs": _DEAF_MESSAGES, "arrived": deaf}
-    return figures
+def run_sharing(quick, tell):
+    """Two PostgreSQLs, each with a PgBouncer and two instances of Odoo, at the same time: those on the one share a
+    direct connection, so that a process of the first is the leader and one of the second its follower; those on the
+    other have IMDISPATCHER_SHARE=0. Each of the four has a client with a channel of its own, and they take turns: one
+    notification each in rounds of random order, the next one when the last has arrived. The milliseconds are from the
+    return of the COMMIT with the NOTIFY to the receipt by the client; "with COMMIT" from right before that transaction,
+    as COMMIT wakes all backends that listen before it returns, and where all share that is a single one. Ratios are to
+    the instance that was started as its counterpart among those that do not share; their spread is that of ten blocks
+    of rounds.
+    """
+    for workers, mode in _modes(quick):
+        tell(mode)
+        clients = {}
+        with contextlib.ExitStack() as exits:
+            keys = ("e", "e-own")
+            for key, first in zip(keys, start((new_stack(key, workers=workers, jobs=False) for key in keys), exits)):
+                both = [first, exits.enter_context(first.another())]
+                for role, stack in zip(("leader", "follower"), both):
+                    clients[key, role] = _Client(stack, exits)
+                if key == "e":
+                    wait_until(lambda both=both: _modes_of(both) == ["listening", "shared"], 30, "a follower")
+            pushes, late = _take_turns(clients, 60 if quick else 1000)
+        for role in ("leader", "follower"):
+            own = pushes["e-own", role]
+            yield SHARING_TITLE % mode, _row(role, pushes["e", role], own, late["e", role])
+            yield SHARING_TITLE % mode, _row("beside the " + role, own, own, late["e-own", role])
 
 
-def _deaf(stack):
+def _modes(quick):
+    return [(2, "prefork")] if quick else [(2, "prefork"), (0, "threaded")]
+
+
+def _modes_of(stacks):
+    return [stack.odoo.health(30)["mode"] for stack in stacks]
+
+
+def _take_turns(clients, count):
+    """Return the pushes to each client, pairs of seconds, and how many were late."""
+    pushes = {key: [] for key in clients}
+    late = dict.fromkeys(clients, 0)
+    end = time.monotonic() + _LIMIT
+    for number in range(count):
+        if time.monotonic() > end:
+            break
+        for key in random.sample(list(clients), len(clients)):
+            try:
+                pushes[key].append(clients[key].push(number))
+            except TimeoutError:
+                late[key] += 1
+    return pushes, late
+
+
+def _row(contender, pushes, base, late):
+    after, whole = zip(*pushes)
+    base_after, base_whole = zip(*base)
+    percentiles = zip(("p50 ms", "p95 ms", "p99 ms"), milliseconds(after, (50, 95, 99)))
+    return {
+        "contender": contender,
+        "n": len(pushes),
+        "late": late,
+        **dict(percentiles),
+        "ratio": ratio(after, base_after),
+        "with COMMIT: p50 ms": milliseconds(whole, [50])[0],
+        "with COMMIT: ratio": ratio(whole, base_whole),
+        "_curve": milliseconds(after, range(101)),
+    }
+
+
+def _heard(stack):
     """Return how many messages arrive where LISTEN is lost."""
     client = stack.client([_CHANNEL], listening=False)
     for number in range(_DEAF_MESSAGES):
@@ -75,79 +119,27 @@ def _deaf(stack):
     return len(set(client.messages))
 
 
-class OdooClient:
-    """A client of the bus of the stack's Odoo."""
+class _Client:
+    """A client of the bus of the stack's Odoo, with a channel of its own; it ends with ``exits``."""
 
-    def __init__(self, stack, channel):
+    _channels = iter("latency %d" % number for number in range(10**6))
+
+    def __init__(self, stack, exits):
         self._stack = stack
-        self._channel = channel
-        self._client = stack.client([channel], listening=False)
-        # Core's long poll misses what is sent while it is on its way back.
-        self._unstick = series_number(stack.series) < 16
-
-    def warm_up(self):
-        def one_arrives():
-            self._stack.send(self._channel, "warm-up")
-            return "warm-up" in self._client.messages
-
-        wait_until(one_arrives, 60, "the first push", 0.2, self._stack.odoo.log_tail)
+        self._channel = next(self._channels)
+        self._client = exits.enter_context(stack.client([self._channel], listening=False))
+        # The first instance is to have its connection before the second one looks for a leader.
+        wait_until(self._first_arrives, 60, "the first push", 0.2, stack.odoo.log_tail)
 
     def push(self, number):
-        """Return the seconds from after and from before the NOTIFY to the receipt."""
+        """Send a message; return the seconds to its receipt from after the COMMIT and from before it.
+
+        :raise TimeoutError: it does not arrive
+        """
         sent = self._stack.send(self._channel, number)
-        try:
-            received = self._client.wait_for(number, _PATIENCE)
-        except TimeoutError:
-            if self._unstick:
-                self._stack.send(self._channel, "next")
-            raise
+        received = self._client.wait_for(number, _PATIENCE)
         return received.at - sent.committed, received.at - sent.at
 
-    def close(self):
-        self._client.close()
-
-
-class _BareClient:
-    """No Odoo: a thread that says LISTEN to the server, and waits."""
-
-    def __init__(self, stack):
-        self._sender = stack.sender()
-        self._connection = stack.server.connect(application_name="tests")
-        self._connection.autocommit = True
-        self._connection.cursor().execute("LISTEN floor")
-        self._received = {}
-        self._news = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def warm_up(self):
-        for number in range(20):
-            self.push(-1 - number)
-
-    def push(self, number):
-        before = time.monotonic()
-        self._sender.notify(str(number), "floor")
-        after = time.monotonic()
-        with self._news:
-            if not self._news.wait_for(lambda: str(number) in self._received, _PATIENCE):
-                raise TimeoutError("the bare client has not received %s" % number)
-            at = self._received[str(number)]
-        return at - after, at - before
-
-    def close(self):
-        self._closing = True
-        self._thread.join()
-        self._connection.close()
-        self._sender.close()
-
-    def _run(self):
-        while not self._closing:
-            if not select.select([self._connection], [], [], 0.2)[0]:
-                continue
-            self._connection.poll()
-            at = time.monotonic()
-            with self._news:
-                while self._connection.notifies:
-                    self._received[self._connection.notifies.pop().payload] = at
-                self._news.notify_all()
+    def _first_arrives(self):
+        self._stack.send(self._channel, "first")
+        return "first" in self._client.messages
