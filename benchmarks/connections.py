@@ -101,11 +101,15 @@ def _under_load(stacks, seconds):
 
 
 def _connections(stack):
-    direct = len(stack.direct_connections())
-    found = {"connections": sum(row.application_name != "tests" for row in stack.server.activity()), "direct": direct}
-    if stack.pooler:
-        clients = stack.pooler.show("clients")
-        found["clients of PgBouncer"] = sum(
-            row["database"] != "pgbouncer" and row["application_name"] != "tests" for row in clients
-        )
+    """Return the connections that there are now."""
+    pooler = stack.pooler
+    pooled = pooler.server_ports() if pooler else set()
+    rows = [row for row in stack.server.activity() if row.application_name != "tests"]
+    found = {"connections": len(rows), "direct": len(rows)}
+    if pooler:
+        # Again, lest one that the pooler has just opened is taken for a direct one.
+        pooled |= pooler.server_ports()
+        found["direct"] = sum(row.client_port not in pooled for row in rows)
+        clients = (row for row in pooler.show("clients") if row["database"] != "pgbouncer")
+        found["clients of PgBouncer"] = sum(row["application_name"] != "tests" for row in clients)
     return found

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import sys
+import time
 
 from stack.archive import CACHE, locked
 from stack.commands import run
@@ -68,6 +69,18 @@ def settle(stack, count):
     """Return when this addon has ``count`` direct connections; or after a minute, however many it has."""
     with contextlib.suppress(TimeoutError):
         wait_until(lambda: len(stack.direct_connections()) == count, _SETTLED, interval=0.2)
+
+
+def wait_for_push(stack, channel, client):
+    """Send messages to ``channel`` until one of them arrives at ``client``."""
+
+    def one_arrives():
+        message = "proof %f" % time.monotonic()
+        stack.send(channel, message)
+        with contextlib.suppress(TimeoutError):
+            return client.wait_for(message, 0.5)
+
+    wait_until(one_arrives, 60, "the first push", 0.1, stack.odoo.log_tail)
 
 
 def oca_addon():

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import random
-import time
 
 import psutil
 
 from stack.postgres import PostgreSQL
 
 from .bare import BareListeners, notifies_per_second
-from .contenders import SOON, new_stack, settle, start
+from .contenders import SOON, new_stack, settle, start, wait_for_push
 from .figures import spread
 
 TITLE = "NOTIFYs that a cluster takes beside instances of Odoo 19.0"
@@ -82,9 +81,7 @@ class _Instances:
         others = start([self._first.another() for _ in range(count - max(len(self._clients), 1))], self._exits)
         for stack in others if self._clients else [self._first, *others]:
             self._clients.append(stack.client([_CHANNEL], listening=False))
-        # What is sent before an instance listens comes with the next message only.
-        for client in self._clients:
-            self._prove(client, "first of %d" % count)
+            wait_for_push(stack, _CHANNEL, self._clients[-1])
         if self._key in ("e", "e-own"):
             settle(self._first, 1 if self._key == "e" else count * (1 + _CRON))
 
@@ -96,17 +93,6 @@ class _Instances:
 
     def facts(self):
         return {"direct": len(self._first.direct_connections())} if self._key in ("e", "e-own") else {}
-
-    def _prove(self, client, text):
-        end = time.monotonic() + _PATIENCE
-        while True:
-            self._sender.send(_CHANNEL, text)
-            try:
-                client.wait_for(text, 1)
-                return
-            except TimeoutError:
-                if time.monotonic() > end:
-                    raise
 
 
 class _Floor:

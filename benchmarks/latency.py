@@ -6,7 +6,7 @@ import time
 
 from stack.waiting import wait_until
 
-from .contenders import new_stack, start
+from .contenders import new_stack, start, wait_for_push
 from .figures import milliseconds, ratio
 
 TITLE = "Push latency, Odoo 19.0 %s"
@@ -129,7 +129,7 @@ class _Client:
         self._channel = next(self._channels)
         self._client = exits.enter_context(stack.client([self._channel], listening=False))
         # The first instance is to have its connection before the second one looks for a leader.
-        wait_until(self._first_arrives, 60, "the first push", 0.2, stack.odoo.log_tail)
+        wait_for_push(stack, self._channel, self._client)
 
     def push(self, number):
         """Send a message; return the seconds to its receipt from after the COMMIT and from before it.
@@ -139,7 +139,3 @@ class _Client:
         sent = self._stack.send(self._channel, number)
         received = self._client.wait_for(number, _PATIENCE)
         return received.at - sent.committed, received.at - sent.at
-
-    def _first_arrives(self):
-        self._stack.send(self._channel, "first")
-        return "first" in self._client.messages

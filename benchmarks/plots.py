@@ -1,6 +1,7 @@
 """The figures as pictures: SVG that is readable on light and on dark background."""
 
 import matplotlib
+import numpy
 from matplotlib import pyplot
 
 from . import connections, flood, listeners, outage
@@ -87,38 +88,28 @@ def _timeline(tables):
     title = "Odoo 19.0 prefork: the listening backend is killed at 0 s"
     figure, (axes,) = _axes([title], "seconds since the kill", "messages delivered")
     for row in tables[outage.TITLE]:
-        if "_sent" in row:
-            sent = row["_sent"]
-            _line(axes, row["contender"], row["_arrived"], range(1, len(row["_arrived"]) + 1), drawstyle="steps-post")
-            axes.plot(sent, range(1, len(sent) + 1), color=_GREY, linestyle=":", zorder=1)
+        arrived = row.get("_arrived")
+        if arrived:
+            _line(axes, row["contender"], arrived, range(1, len(arrived) + 1), drawstyle="steps-post")
     return figure
 
 
-def _by_count(axes, rows, column):
-    """Draw a column against the number of instances, a line for each contender."""
-    for key in _COLOURS:
-        points = [(row["instances"], row[column]) for row in rows if row["contender"] == key]
-        if points:
-            _line(axes, key, *zip(*points), marker="o")
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(sorted({row["instances"] for row in rows}))
+def _by_instances(title, column, unit):
+    """Return a function that draws a column against the number of instances, a line for each contender."""
 
+    def draw_part(tables):
+        rows = tables[title]
+        figure, (axes,) = _axes([title], "instances", unit)
+        for key in _COLOURS:
+            # Of a figure with a spread it is the median.
+            points = [(row["instances"], numpy.ravel(row[column])[0]) for row in rows if row["contender"] == key]
+            if points:
+                _line(axes, key, *zip(*points), marker="o")
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(sorted({row["instances"] for row in rows}))
+        return figure
 
-def _connections(tables):
-    titles = ["server connections under load", "of them direct, not from PgBouncer"]
-    figure, axes = _axes(titles, "instances of Odoo (10 workers, gevent, 2 cron)", "connections")
-    rows = tables[connections.TITLE]
-    _by_count(axes[0], rows, "connections")
-    # All of (a) are.
-    _by_count(axes[1], [row for row in rows if row["contender"] != "a"], "direct")
-    return figure
-
-
-def _flood(tables):
-    figure, (axes,) = _axes([flood.TITLE], "instances of Odoo (gevent, 2 cron)", "NOTIFYs a second")
-    rows = [{**row, "median": row["NOTIFY/s"][0]} for row in tables[flood.TITLE]]
-    _by_count(axes, rows, "median")
-    return figure
+    return draw_part
 
 
 def _listeners(tables):
@@ -139,7 +130,7 @@ _PLOTS = {
     "latency": _curves,
     "sharing": _curves,
     "outage": _timeline,
-    "connections": _connections,
-    "flood": _flood,
+    "connections": _by_instances(connections.TITLE, "connections", "server connections"),
+    "flood": _by_instances(flood.TITLE, "NOTIFY/s", "NOTIFYs a second"),
     "listeners": _listeners,
 }
