@@ -56,8 +56,8 @@ def bench(names, quick):
         part["seconds"] = round(time.monotonic() - began)
         report.save(results)
         _tell("%s: %s in %d s" % (name, "FAILED" if name in failed else "done", part["seconds"]))
-    plots.draw(results)
     print("\n" + report.write_tables(results))
+    plots.draw(results)
     if failed:
         print("FAILED: " + ", ".join(failed), file=sys.stderr)
     return 1 if failed else 0

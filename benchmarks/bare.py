@@ -15,9 +15,9 @@ from stack.servers import postgres_programs
 
 CHANNEL = "imbus"
 _SENDERS = 4
-# A thousand backends need their time to read what was sent.
+# Seconds. A thousand backends need a while to read what was sent.
 _DEADLINE = 120
-# A notification with a token fits into so many bytes.
+# Bytes, enough for a notification with a token.
 _TAIL = 200
 
 
@@ -61,7 +61,7 @@ class BareListeners:
         self._channel = channel
 
     def beside(self, measure):
-        """Return what ``measure()`` returns, and read meanwhile what arrives. In the end all has been read."""
+        """Return what ``measure()`` returns; meanwhile, read what arrives, and then the rest of it."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             measuring = pool.submit(measure)
             self._read_until(measuring.done)

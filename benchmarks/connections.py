@@ -1,4 +1,4 @@
-"""How many connections PostgreSQL has to keep, under load."""
+"""How many connections PostgreSQL has under load."""
 
 import concurrent.futures
 import contextlib
@@ -19,27 +19,27 @@ _WARM_UP = 3
 _LOAD = ADDON / "benchmarks" / "load.lua"
 _OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
 _MODULE = "other_listeners"
-# The contenders with the addon, and how many direct connections so many instances are to settle on.
+# The contenders with the addon -> how many direct connections so many instances have in the end.
 _DIRECT = {"e": lambda count: 1, "e-users": lambda count: count, "e-own": lambda count: count * (1 + _CRON)}
 
 
 def run(quick, tell):
-    """Odoo 19.0, prefork: 10 HTTP workers, gevent with one websocket, 2 cron workers for each instance; all instances
-    on one database of one cluster, behind one PgBouncer with a default_pool_size of 10. wrk keeps 10 requests under way
-    at each instance: four of five ask the database something that takes it 5 ms, one of five sends on the bus.
-    Connections are those in pg_stat_activity, of all clients but the measuring one, the most that were seen while the
-    load lasted; direct are those that do not come from PgBouncer. Requests per second are the sum of all instances, and
-    failed are those that Odoo refused or did not answer in 20 s. (d) gives the database postgres a pool of 400, since
-    with 10 the eleventh of those that listen would wait for ever. With this addon all instances share a direct
-    connection, the listeners of all having one role; or those of each instance have a role of their own, and share one
-    for each; or they have IMDISPATCHER_SHARE=0. The load begins when they have settled, for which they check themselves
-    each 5 s. No scheduled action is due. All instances share the CPUs of one machine: more of them serve no more
-    requests.
+    """Prefork mode with 10 HTTP workers, gevent with one websocket, and 2 cron workers for each instance. All instances
+    work with one database of one cluster, behind one PgBouncer with a default_pool_size of 10. wrk keeps 10 requests
+    under way at each instance: four of five have the database do something for 5 ms, one of five sends a message on the
+    bus. "connections" is the highest number in pg_stat_activity during the load, without those of the benchmark;
+    "direct" counts those that do not come from PgBouncer. Requests per second are the sum of all instances; "failed"
+    requests are those that Odoo refused or did not answer in 20 s. In (d) the database postgres has a pool of 400,
+    since with a pool of 10 the eleventh listener would wait for ever. With this addon, all instances share a direct
+    connection, since all listeners have the same role; or the listeners of each instance have a role of their own and
+    share one connection for each role; or they have IMDISPATCHER_SHARE=0. They check themselves each 5 s, and the load
+    begins when the number of direct connections has settled. No scheduled action is due. All instances share the CPUs
+    of one machine, so more instances do not answer more requests.
     """
     ensure_packages("wrk")
     counts = (1, 2) if quick else (1, 2, 4, 8)
     for key in ("a", "e") if quick else ("a", "d", *_DIRECT):
-        # What roles of their own come to needs no curve.
+        # With a role for each instance, the highest number is enough.
         for count, row in _measure(key, counts[-1:] if key == "e-users" else counts, 3 if quick else 5):
             tell("%s: %d instance(s)" % (key, count))
             yield TITLE, {"contender": key, "instances": count, **row}
@@ -79,7 +79,7 @@ def _role(stack, number):
 
 
 def _under_load(stacks, seconds):
-    """Have all of ``stacks`` answer requests for so long; return what was seen meanwhile."""
+    """Have all of ``stacks`` answer requests for ``seconds``; return the figures of that time."""
     options = ["-t1", "-c%d" % _IN_FLIGHT, "-d%ds" % seconds, "--timeout", "20s", "-s", _LOAD]
     commands = [["wrk", *options, stack.odoo.http_url] for stack in stacks]
     seen = []
@@ -101,13 +101,13 @@ def _under_load(stacks, seconds):
 
 
 def _connections(stack):
-    """Return the connections that there are now."""
+    """Return how many connections there are now, a dictionary."""
     pooler = stack.pooler
     pooled = pooler.server_ports() if pooler else set()
     rows = [row for row in stack.server.activity() if row.application_name != "tests"]
     found = {"connections": len(rows), "direct": len(rows)}
     if pooler:
-        # Again, lest one that the pooler has just opened is taken for a direct one.
+        # Ask again: a connection that the pooler opened meanwhile is not a direct one.
         pooled |= pooler.server_ports()
         found["direct"] = sum(row.client_port not in pooled for row in rows)
         clients = (row for row in pooler.show("clients") if row["database"] != "pgbouncer")

@@ -24,7 +24,7 @@ NAMES = {
     "floor": "one bare listener",
 }
 
-#: A cron worker moves to the leader of its machine at its next check. Nobody should wait a minute for that.
+#: A cron worker moves to the leader of its machine at its next check. A benchmark does not wait a minute for that.
 SOON = {"IMDISPATCHER_CHECK_INTERVAL": "5"}
 _SETTLED = 60.0
 _OCA_REQUIREMENT = "odoo-addon-bus-alt-connection==19.0.*"
@@ -38,14 +38,14 @@ def name(key):
 def new_stack(key, statements=False, environment=None, **options):
     """Return the :class:`Stack` of a contender, not started yet.
 
-    :param statements: whether the server logs every statement, which ``Stack.wait_for_listen`` needs; costs some time
+    :param statements: whether the server logs every statement, which ``Stack.wait_for_listen`` needs
     :param options: more arguments for :class:`Stack`
     """
-    # Eight instances without a pooler want many connections. None is to be refused for want of room.
+    # Enough for eight instances without a pooler.
     server = {"log_statement": "all" if statements else "none", "max_connections": 600}
-    # The same pool for each database, and not a connection more.
+    # Every database has a pool of the same size.
     pooler = {"max_client_conn": 2000, "default_pool_size": 10, "reserve_pool_size": 0}
-    # A session each for all that listen and all that are sending: with a pool of 10 the eleventh would wait for ever.
+    # Each listener and each sender takes a session: with a pool of 10 the eleventh would wait for ever.
     postgres = "pool_mode=session pool_size=400" if key == "d" else ""
     not_sharing = {"IMDISPATCHER_SHARE": "0"} if key == "e-own" else {}
     return Stack(
@@ -91,7 +91,7 @@ def oca_addon():
     folder = CACHE / "oca-19.0"
     with locked(folder.name):
         if not folder.exists():
-            # Odoo's Python has to suit it, not ours.
+            # The package has to suit Odoo's Python, not this one.
             options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--ignore-requires-python"]
             unfinished = folder.with_suffix(".unfinished")
             run([sys.executable, "-m", "pip", "install", *options, "--target", unfinished, _OCA_REQUIREMENT])

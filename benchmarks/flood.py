@@ -17,25 +17,25 @@ _CRON = 2
 _CHANNEL = "flood"
 _PATIENCE = 60
 _CPUS = sorted(os.sched_getaffinity(0))
-# For PostgreSQL and the sender, and for what listens; with a single one there are no halves.
+# For PostgreSQL and the sender, and for what listens. A single CPU has no halves.
 _SERVERS, _LISTENERS = _CPUS[: len(_CPUS) // 2] or _CPUS, _CPUS[len(_CPUS) // 2 :]
 
 
 def run(quick, tell):
-    """Odoo 19.0, prefork: 1 HTTP worker, gevent with one websocket, 2 cron workers for each instance, all of them idle;
-    each contender has its instances on a PostgreSQL of its own. pgbench sends as Odoo does, on imbus in database
-    postgres, but straight to the server, from four connections as fast as it can, each NOTIFY in a transaction of its
-    own, for 1 s, for a channel that nobody has subscribed to. Contenders take turns in rounds of random order, and
-    ratios are to (a) or to the bare listener in the same round: one connection that says LISTEN, read by a process that
-    looks at nothing. "after": seconds from the end of the flood until a message sent then has arrived at a client of
-    each instance. This addon checks itself each 5 s here, so that it has settled on its direct connections when the
-    flood begins; their number is that after the last one. As if they were machines of their own, PostgreSQL and pgbench
-    have one half of the CPUs and what listens the other half: or what processes of Odoo do with a notification would be
-    time that PostgreSQL has not.
+    """Prefork mode with 1 HTTP worker, gevent with one websocket, and 2 cron workers for each instance, all of them
+    idle. Each contender has its instances on a PostgreSQL of its own. pgbench sends as Odoo does, on imbus in database
+    postgres, but straight to the server: from four connections, as fast as it can, each NOTIFY in a transaction of its
+    own, for 1 s, for a channel that nobody has subscribed to. Contenders take turns in rounds of random order. Ratios
+    are to (a) and to one bare listener in the same round: a connection that listens, and whose notifications are read
+    but not looked at. "after" is the time from the end of the flood until a message that is sent then has arrived at a
+    client of each instance. This addon checks itself each 5 s here, so that it has settled on its direct connections
+    when the flood begins; "direct" is their number after the last flood. PostgreSQL and pgbench have one half of the
+    CPUs, and whatever listens has the other half, as if they were two machines. Otherwise the work of Odoo's processes
+    would take time from PostgreSQL.
     """
     keys = ("a", "e") if quick else ("a", "c", "d", "e", "e-own")
     with contextlib.ExitStack() as exits:
-        # Whatever is started from here on inherits it.
+        # All processes that are started from here on inherit it.
         os.sched_setaffinity(0, _LISTENERS)
         exits.callback(os.sched_setaffinity, 0, _CPUS)
         options = {"workers": 1, "conf": {"max_cron_threads": _CRON}, "jobs": False, "environment": SOON}
@@ -66,7 +66,7 @@ def _figures(rounds, key):
 
 
 class _Instances:
-    """Some Odoos on one server, each with a client."""
+    """Instances of Odoo on one server, each with a client."""
 
     def __init__(self, key, stack, exits):
         self.server = stack.server
@@ -77,7 +77,7 @@ class _Instances:
         self._sender = exits.enter_context(contextlib.closing(stack.sender(direct=True)))
 
     def have(self, count):
-        """Return when there are so many instances, and all of them listen."""
+        """Return when there are ``count`` instances, and all of them listen."""
         others = start([self._first.another() for _ in range(count - max(len(self._clients), 1))], self._exits)
         for stack in others if self._clients else [self._first, *others]:
             self._clients.append(stack.client([_CHANNEL], listening=False))

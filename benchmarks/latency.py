@@ -13,19 +13,20 @@ TITLE = "Push latency, Odoo 19.0 %s"
 SHARING_TITLE = "Push by way of a leader, Odoo 19.0 %s"
 _CHANNEL = "latency"
 _PATIENCE = 2.0
-# Seconds for all pushes of a table. A slow machine takes fewer of them, and the table says how many.
+# Seconds for all pushes of a table. A slow machine makes fewer pushes, and the table says how many.
 _LIMIT = 120.0
 _DEAF_MESSAGES = 20
 _DEAF_PATIENCE = 3.0
 
 
 def run(quick, tell):
-    """All contenders run at the same time, each with its own PostgreSQL, and take turns: one notification each to one
-    client in rounds of random order, the next one when the last has arrived. Sender and client are threads of one
-    process, so that one clock is read. The milliseconds are from the return of the COMMIT with the NOTIFY to the
-    receipt by the client; "with COMMIT" from right before the transaction with the NOTIFY, so with the pooler's own
-    hop, up to three times, in it. A message that has not arrived after 2 s is counted as late and left out. Ratios are
-    to contender (a); their spread is that of ten blocks of rounds. Contender (b) is tried with 20 messages.
+    """All contenders run at the same time, each with its own PostgreSQL, and take turns in rounds of random order: each
+    gets one notification for one client, and the next contender has its turn when that has arrived. Sender and client
+    are threads of one process, so they read the same clock. The milliseconds are the time from the return of the COMMIT
+    with the NOTIFY to the receipt by the client. "with COMMIT" begins right before the transaction with the NOTIFY, so
+    it includes up to three hops through the pooler. A message that has not arrived after 2 s is counted as late and is
+    not among the n. Ratios are to contender (a); their spread is that of ten blocks of rounds. Contender (b) gets 20
+    messages.
     """
     for workers, mode in _modes(quick):
         tell(mode)
@@ -42,14 +43,13 @@ def run(quick, tell):
 
 
 def run_sharing(quick, tell):
-    """Two PostgreSQLs, each with a PgBouncer and two instances of Odoo, at the same time: those on the one share a
-    direct connection, so that a process of the first is the leader and one of the second its follower; those on the
-    other have IMDISPATCHER_SHARE=0. Each of the four has a client with a channel of its own, and they take turns: one
-    notification each in rounds of random order, the next one when the last has arrived. The milliseconds are from the
-    return of the COMMIT with the NOTIFY to the receipt by the client; "with COMMIT" from right before that transaction,
-    as COMMIT wakes all backends that listen before it returns, and where all share that is a single one. Ratios are to
-    the instance that was started as its counterpart among those that do not share; their spread is that of ten blocks
-    of rounds.
+    """Two PostgreSQLs with a PgBouncer each run at the same time, and two instances of Odoo on each of them. On the
+    first, the instances share a direct connection, so that a process of one instance is the leader and a process of the
+    other one is its follower. On the second, they have IMDISPATCHER_SHARE=0. Each of the four instances has a client
+    with a channel of its own. They take turns in rounds of random order, as the contenders of the push latency do, and
+    the milliseconds mean the same. "with COMMIT" is there because COMMIT wakes all backends that listen before it
+    returns, and that is a single one if all processes share. Ratios are to the counterpart among the instances that do
+    not share; their spread is that of ten blocks of rounds.
     """
     for workers, mode in _modes(quick):
         tell(mode)
@@ -128,7 +128,7 @@ class _Client:
         self._stack = stack
         self._channel = next(self._channels)
         self._client = exits.enter_context(stack.client([self._channel], listening=False))
-        # The first instance is to have its connection before the second one looks for a leader.
+        # The first instance needs its direct connection before the second one looks for a leader.
         wait_for_push(stack, self._channel, self._client)
 
     def push(self, number):

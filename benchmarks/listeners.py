@@ -1,4 +1,4 @@
-"""How many NOTIFYs a second a cluster takes while connections listen that do nothing else."""
+"""How many NOTIFYs a second a cluster takes while connections listen and do nothing else."""
 
 import contextlib
 import random
@@ -15,11 +15,11 @@ _NEWER = ("18", "19")
 
 
 def run(quick, tell):
-    """No Odoo: so many bare connections LISTEN in the database that the NOTIFYs are sent in, either all on the channel
-    that is sent to (imbus), or all on another one. One thread reads what they receive and looks at none of it. pgbench
-    sends from four connections as fast as it can, each NOTIFY in a transaction of its own, for 1 s. The versions of
-    PostgreSQL, that of this machine and those that Debian has elsewhere, take turns in rounds of random order. The next
-    turn begins when every listener has read all.
+    """No Odoo: a number of bare connections listen in the database in which the NOTIFYs are sent, either all on the
+    channel of the NOTIFYs (imbus), or all on another one. One thread reads what they receive and does not look at it.
+    pgbench sends from four connections as fast as it can, each NOTIFY in a transaction of its own, for 1 s. The
+    versions of PostgreSQL, that of this machine and newer ones of Debian, take turns in rounds of random order. The
+    next turn begins when every listener has read everything.
     """
     counts = _COUNTS[:4] if quick else _COUNTS
     with contextlib.ExitStack() as exits:

@@ -1,4 +1,4 @@
-"""How long the bus does not listen after a fault, and what becomes of what is sent meanwhile."""
+"""How long nothing arrives after a fault, and whether what is sent meanwhile is lost."""
 
 import concurrent.futures
 import contextlib
@@ -15,23 +15,25 @@ from .figures import spread
 
 TITLE = "Outage, Odoo 19.0"
 FAULTS = ("kill", "restart", "garbage")
-# Seconds: contenders sleep for 50 after an error.
+# All in seconds. Some contenders sleep for 50 after an error.
 _LONGEST = 80.0
-# For so long the stream is fast.
-_FAST = 2.0
-# What the picture shows: from so long before the kill to so long after it.
+# The stream is fast at first, to measure short outages, but must not fill the database in long ones.
+_FAST_FOR, _FAST, _SLOW = 2.0, 0.01, 0.1
+# The time that the picture shows, before and after the kill.
 _BEFORE, _AFTER = 3.0, 57.0
 
 
 def run(quick, tell):
-    """Prefork. Two clients with a channel each. Right after the fault one lone message is sent to the first client, and
-    then a stream of messages to the second, one each 10 ms for 2 s and each 100 ms later, until one arrives: the
-    seconds are from the end of the fault (the backend that listens has been told to terminate; the restarted PostgreSQL
-    answers again; the garbage is committed) to that arrival. The lone message is waited for until 3 s after that; if it
-    is not there, one more is sent to the same client. "held back": lone messages that came along with that one only.
-    "lost": messages of the stream that had not arrived 5 s after the first, and lone ones that never did. The
-    contenders that sleep for 50 s after an error have each fault at the same time, and this addon has its own once they
-    are asleep. A client that Odoo throws out comes back as a browser does.
+    """Prefork mode, with two clients that have a channel each. Right after the fault, one lone message is sent to the
+    first client. Then a stream of messages is sent to the second client until one of them arrives: one each 10 ms, and
+    after 2 s one each 100 ms. "s to the first push" is the time from the end of the fault to that arrival. A fault ends
+    when the listening backend has been told to terminate, when the restarted PostgreSQL answers again, or when the
+    garbage is committed. The lone message has 3 s more to arrive, then another one is sent to the same client. "held
+    back" counts lone messages that arrived only with that other one. "lost" counts messages of the stream that had not
+    arrived 5 s after the first push, and lone messages that never arrived. The contenders that sleep for 50 s after an
+    error have each fault at the same time; this addon has its faults while they sleep. A client that Odoo throws out
+    comes back, as a browser does. For the picture, a message is sent each 100 ms from 3 s before a kill to 57 s after
+    it.
     """
     keys = ("c", "e") if quick else ("a", "c", "d", "e")
     with contextlib.ExitStack() as exits, concurrent.futures.ThreadPoolExecutor(len(keys)) as pool:
@@ -51,16 +53,16 @@ def run(quick, tell):
                 yield TITLE, {**row, "_arrived": timelines.get(key)} if fault == "kill" else row
 
 
-def _row(key, fault, found):
+def _row(key, fault, outages):
     return {
         "contender": key,
         "fault": fault,
-        "n": len(found),
-        "s to the first push": spread([one["seconds"] for one in found]),
-        "s to the lone message": spread([one["lone"] for one in found if one["lone"] is not None]),
-        "held back": sum(one["held back"] for one in found),
-        "lost": sum(one["lost"] for one in found),
-        "sent": sum(one["sent"] for one in found),
+        "n": len(outages),
+        "s to the first push": spread([outage["seconds"] for outage in outages]),
+        "s to the lone message": spread([outage["lone"] for outage in outages if outage["lone"] is not None]),
+        "held back": sum(outage["held back"] for outage in outages),
+        "lost": sum(outage["lost"] for outage in outages),
+        "sent": sum(outage["sent"] for outage in outages),
     }
 
 
@@ -68,13 +70,13 @@ class _Trial:
     """Faults of one stack, one after the other."""
 
     def __init__(self, stack, exits):
-        #: set when the stream is slow: the listener has been lost for long
+        #: set when the stream is slow: Odoo sleeps, and needs no CPU
         self.asleep = threading.Event()
         self._stack = stack
         self._lone, self._flow = _Client(stack, "lone", exits), _Client(stack, "stream", exits)
 
     def repeat(self, fault, times):
-        """Return what was found each time, dictionaries."""
+        """Cause a fault several times; return a dictionary for each outage."""
         self.asleep.clear()
         try:
             return [self._once(fault, number) for number in range(times)]
@@ -84,7 +86,7 @@ class _Trial:
     def timeline(self):
         """Return the seconds after a kill at which messages arrived that are sent all the time."""
         backend = self._listening_backend()
-        with _Stream(self._stack, self._flow.channel, 0.1) as stream:
+        with _Stream(self._stack, self._flow.channel, fast_for=0) as stream:
             time.sleep(_BEFORE)
             self._cause("kill", 0, backend)
             killed = time.monotonic()
@@ -97,7 +99,7 @@ class _Trial:
         over = time.monotonic()
         lone = "lone %f" % over
         self._lone.send(lone)
-        with _Stream(self._stack, self._flow.channel, 0.01, self.asleep) as stream:
+        with _Stream(self._stack, self._flow.channel, _FAST_FOR, self.asleep) as stream:
             first = min(wait_until(lambda: self._arrived(stream), _LONGEST, "a push", 0.01, self._stack.odoo.log_tail))
         self._flow.has_all(stream.sent, 5)
         by_itself = self._lone.has_all([lone], 3)
@@ -133,7 +135,7 @@ class _Trial:
 
 
 class _Client:
-    """A client with one channel; it comes back if it is thrown out. It ends with ``exits``."""
+    """A client with one channel, which comes back if Odoo throws it out. It ends with ``exits``."""
 
     def __init__(self, stack, channel, exits):
         self.channel = channel
@@ -144,13 +146,13 @@ class _Client:
         self._clients = [exits.enter_context(stack.client([channel], listening=False))]
 
     def send(self, message):
-        """Send it as soon as the server or the pooler can take it."""
+        """Send ``message`` as soon as the server and the pooler accept it."""
 
-        def taken():
+        def accepted():
             with contextlib.suppress(psycopg2.Error):
                 return self._stack.send(self.channel, message)
 
-        wait_until(taken, 20, "a message to be taken")
+        wait_until(accepted, 20, "a message to be accepted")
 
     def prove(self):
         """Return when pushes arrive."""
@@ -184,20 +186,21 @@ class _Client:
 
 
 class _Stream(threading.Thread):
-    """Numbers that are sent to a channel as long as the block lasts, whatever happens.
+    """Send numbers to a channel as long as the block lasts, whatever happens.
 
-    :param interval: seconds between two of them; after two seconds 0.1
+    :param fast_for: seconds after which it becomes slow
     :param slow: an event that is set then
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, stack, channel, interval, slow=None):
+    def __init__(self, stack, channel, fast_for, slow=None):
         super().__init__(daemon=True)
         #: number -> monotonic second
         self.sent = {}
         self._stack, self._channel = stack, channel
-        self._interval, self._slow = interval, slow
+        self._fast_for = fast_for
+        self._slow = slow or threading.Event()
         self._done = threading.Event()
 
     def __enter__(self):
@@ -211,9 +214,8 @@ class _Stream(threading.Thread):
     def run(self):
         began = time.monotonic()
         with contextlib.closing(self._stack.sender()) as sender:
-            while not self._done.wait(self._interval):
-                if self._slow and time.monotonic() - began > _FAST:
-                    self._interval = 0.1
+            while not self._done.wait(_SLOW if self._slow.is_set() else _FAST):
+                if time.monotonic() - began > self._fast_for:
                     self._slow.set()
                 number = next(self._numbers)
                 with contextlib.suppress(psycopg2.Error):  # there may be no server, and then nothing was sent

@@ -8,7 +8,7 @@ from . import connections, flood, listeners, outage
 from .contenders import NAMES
 from .report import FOLDER
 
-# All are of medium lightness, for white and for black.
+# Colours of medium lightness are readable on white and on black.
 _GREY = "#808080"
 _COLOURS = {
     "a": "#3b8fd6",
@@ -49,11 +49,11 @@ def draw(results):
 
 
 def _axes(titles, x_label, y_label):
-    """Return a figure and its axes, one beside the other for each title."""
+    """Return a figure and its axes: side by side, with a title each."""
     figure, axes = pyplot.subplots(1, len(titles), figsize=(9.2, 3.4), squeeze=False, layout="constrained")
-    for one, title in zip(axes[0], titles):
-        one.set_title(title)
-        one.set_xlabel(x_label)
+    for panel, title in zip(axes[0], titles):
+        panel.set_title(title)
+        panel.set_xlabel(x_label)
     axes[0][0].set_ylabel(y_label)
     return figure, axes[0]
 
@@ -72,19 +72,19 @@ def _line(axes, key, x, y, **style):
 
 
 def _curves(tables):
-    """What share of the pushes arrived in which time."""
+    """Draw which share of the pushes arrived within which time."""
     figure, axes = _axes(tables, "ms from COMMIT of the NOTIFY to the client", "% of the pushes arrived")
-    for one, rows in zip(axes, tables.values()):
+    for panel, rows in zip(axes, tables.values()):
         curves = {row["contender"]: row["_curve"] for row in rows if row["contender"] in _COLOURS}
         for key, curve in curves.items():
-            _line(one, key, curve, range(101))
-        # The slowest few would squeeze all others.
-        one.set_xlim(0, 1.15 * max(curve[97] for curve in curves.values()))
+            _line(panel, key, curve, range(101))
+        # The few slowest pushes would squeeze all others.
+        panel.set_xlim(0, 1.15 * max(curve[97] for curve in curves.values()))
     return figure
 
 
 def _timeline(tables):
-    """Messages delivered around a kill."""
+    """Draw how many messages were delivered around a kill."""
     title = "Odoo 19.0 prefork: the listening backend is killed at 0 s"
     figure, (axes,) = _axes([title], "seconds since the kill", "messages delivered")
     for row in tables[outage.TITLE]:
@@ -101,7 +101,7 @@ def _by_instances(title, column, unit):
         rows = tables[title]
         figure, (axes,) = _axes([title], "instances", unit)
         for key in _COLOURS:
-            # Of a figure with a spread it is the median.
+            # The first value of a figure with a spread is the median.
             points = [(row["instances"], numpy.ravel(row[column])[0]) for row in rows if row["contender"] == key]
             if points:
                 _line(axes, key, *zip(*points), marker="o")
@@ -114,7 +114,7 @@ def _by_instances(title, column, unit):
 
 def _listeners(tables):
     figure, (axes,) = _axes([listeners.TITLE], "backends that listen", "NOTIFYs a second")
-    # There is no place for 0 where each step is a multiple.
+    # A logarithmic axis has no 0.
     rows = [row for row in tables[listeners.TITLE] if row["listeners"]]
     counts = [row["listeners"] for row in rows]
     for number, column in enumerate(list(rows[0])[1:]):

@@ -14,8 +14,8 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results.json"
 TABLES = FOLDER / "results.rst"
 
-#: name -> what measures it: ``function(quick, tell)`` yields titles of tables and rows for them. A row is a dictionary;
-#: what begins with "_" is for pictures only. Its docstring says in the results how the figures were taken.
+#: name -> function that measures it. ``function(quick, tell)`` yields pairs: the title of a table and a row of it, a
+#: dictionary. Columns that begin with "_" are for pictures only. The results quote the docstring of the function.
 PARTS = {
     "latency": latency.run,
     "sharing": latency.run_sharing,
@@ -27,9 +27,9 @@ PARTS = {
 
 
 def _bounds():
-    """Yield what this addon is to keep to: part, title, what tells the row, column, "at most" or "at least", limit."""
+    """Yield the bounds that this addon has: part, title, what identifies the row, column, relation, limit."""
     for mode, most in (("prefork", 1.05), ("threaded", 1.2)):
-        # The first includes what PgBouncer adds to Odoo's own queries.
+        # The first one includes what PgBouncer adds to Odoo's own queries.
         for key in ("e", "e-direct"):
             yield "latency", latency.TITLE % mode, {"contender": key}, "ratio", "at most", most
         yield "sharing", latency.SHARING_TITLE % mode, {"contender": "follower"}, "with COMMIT: ratio", "at most", 1.05
@@ -44,7 +44,7 @@ def _bounds():
 
 
 def load(quick):
-    """Return the results to add to: those of the last run, unless that was of the other kind."""
+    """Return the results of the last run, to which this one adds; empty ones if that run was of the other kind."""
     if RESULTS.exists():
         results = json.loads(RESULTS.read_text())
         if results["quick"] == quick:
@@ -83,7 +83,7 @@ def write_tables(results):
 
 
 def _judged(parts):
-    """Yield a row for each bound on something that was measured."""
+    """Yield a row for each bound whose figure was measured."""
     for part, title, which, column, relation, limit in _bounds():
         for row in parts.get(part, {}).get("tables", {}).get(title, []):
             if not which.items() <= row.items():
