@@ -14,7 +14,6 @@ SERIES = "19.0"
 #: key -> what it is, behind PgBouncer unless it says otherwise; the order is that of all tables
 NAMES = {
     "a": "stock Odoo, no pooler",
-    "b": "stock Odoo",
     "c": "OCA's addon",
     "d": "stock Odoo, session pool",
     "e": "this addon",
@@ -50,7 +49,7 @@ def new_stack(key, statements=False, environment=None, **options):
     not_sharing = {"IMDISPATCHER_SHARE": "0"} if key == "e-own" else {}
     return Stack(
         SERIES,
-        addon=None if key in "abd" else oca_addon() if key == "c" else ADDON,
+        addon=None if key in "ad" else oca_addon() if key == "c" else ADDON,
         pooler=key not in ("a", "e-direct"),
         server_options={"settings": server},
         pooler_options={"settings": pooler, "databases": {"postgres": postgres}},

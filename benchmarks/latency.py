@@ -11,12 +11,9 @@ from .figures import milliseconds, ratio
 
 TITLE = "Push latency, Odoo 19.0 %s"
 SHARING_TITLE = "Push by way of a leader, Odoo 19.0 %s"
-_CHANNEL = "latency"
 _PATIENCE = 2.0
 # Seconds for all pushes of a table. A slow machine makes fewer pushes, and the table says how many.
 _LIMIT = 120.0
-_DEAF_MESSAGES = 20
-_DEAF_PATIENCE = 3.0
 
 
 def run(quick, tell):
@@ -25,21 +22,17 @@ def run(quick, tell):
     are threads of one process, so they read the same clock. The milliseconds are the time from the return of the COMMIT
     with the NOTIFY to the receipt by the client. "with COMMIT" begins right before the transaction with the NOTIFY, so
     it includes up to three hops through the pooler. A message that has not arrived after 2 s is counted as late and is
-    not among the n. Ratios are to contender (a); their spread is that of ten blocks of rounds. Contender (b) gets 20
-    messages.
+    not among the n. Ratios are to contender (a); their spread is that of ten blocks of rounds.
     """
     for workers, mode in _modes(quick):
         tell(mode)
         with contextlib.ExitStack() as exits:
-            keys = ("a", "b", "c", "d", "e", "e-direct")
-            stacks = dict(zip(keys, start((new_stack(key, workers=workers) for key in keys), exits)))
-            heard = _heard(stacks.pop("b"))
-            clients = {key: _Client(stack, exits) for key, stack in stacks.items()}
+            keys = ("a", "c", "d", "e", "e-direct")
+            stacks = start((new_stack(key, workers=workers) for key in keys), exits)
+            clients = {key: _Client(stack, exits) for key, stack in zip(keys, stacks)}
             pushes, late = _take_turns(clients, 60 if quick else 1000)
-        rows = {key: _row(key, pushes[key], pushes["a"], late[key]) for key in clients}
-        rows["b"] = {"contender": "b", "n": heard, "late": _DEAF_MESSAGES - heard}
         for key in keys:
-            yield TITLE % mode, rows[key]
+            yield TITLE % mode, _row(key, pushes[key], pushes["a"], late[key])
 
 
 def run_sharing(quick, tell):
@@ -107,16 +100,6 @@ def _row(contender, pushes, base, late):
         "with COMMIT: ratio": ratio(whole, base_whole),
         "_curve": milliseconds(after, range(101)),
     }
-
-
-def _heard(stack):
-    """Return how many messages arrive where LISTEN is lost."""
-    client = stack.client([_CHANNEL], listening=False)
-    for number in range(_DEAF_MESSAGES):
-        stack.send(_CHANNEL, number)
-    with contextlib.suppress(TimeoutError):
-        client.wait_for_count(_DEAF_MESSAGES, _DEAF_PATIENCE)
-    return len(set(client.messages))
 
 
 class _Client:
