@@ -47,9 +47,13 @@ def new_stack(key, statements=False, environment=None, **options):
     # Each listener and each sender takes a session: with a pool of 10 the eleventh would wait for ever.
     postgres = "pool_mode=session pool_size=400" if key == "d" else ""
     not_sharing = {"IMDISPATCHER_SHARE": "0"} if key == "e-own" else {}
+    if key == "c":
+        addon = oca_addon()
+    else:
+        addon = None if key in ("a", "d") else ADDON
     return Stack(
         SERIES,
-        addon=None if key in "ad" else oca_addon() if key == "c" else ADDON,
+        addon=addon,
         pooler=key not in ("a", "e-direct"),
         server_options={"settings": server},
         pooler_options={"settings": pooler, "databases": {"postgres": postgres}},
