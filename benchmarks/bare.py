@@ -32,7 +32,10 @@ def notifies_per_second(server, seconds=1, cpus=None):
     environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
     pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     printed = run([*pinned, postgres_programs() / "pgbench", *options, *place], env=environment, timeout=seconds + 60)
-    return float(re.search(r"^tps = ([\d.]+)", printed, re.MULTILINE)[1])
+    found = re.search(r"^tps = ([\d.]+)", printed, re.MULTILINE)
+    if not found:
+        raise RuntimeError("pgbench sent nothing within %d s: the machine is too busy" % seconds)
+    return float(found[1])
 
 
 class BareListeners:
