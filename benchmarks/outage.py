@@ -44,9 +44,10 @@ def run(quick, tell):
         timelines = dict(zip("ce", pool.map(_Trial.timeline, (trials["c"], trials["e"]))))
         for fault in FAULTS[:1] if quick else FAULTS:
             tell(fault)
-            others = {key: pool.submit(trials[key].repeat, fault, 1) for key in keys if key != "e"}
-            for key in others:
-                trials[key].asleep.wait(_LONGEST)
+            asleep = {key: threading.Event() for key in keys if key != "e"}
+            others = {key: pool.submit(trials[key].repeat, fault, 1, event) for key, event in asleep.items()}
+            for event in asleep.values():
+                event.wait(_LONGEST)
             mine = trials["e"].repeat(fault, 3 if quick else 10)
             for key in keys:
                 row = _row(key, fault, mine if key == "e" else others[key].result())
@@ -70,18 +71,19 @@ class _Trial:
     """Faults of one stack, one after the other."""
 
     def __init__(self, stack, exits):
-        #: set when the stream is slow: Odoo sleeps, and needs no CPU
-        self.asleep = threading.Event()
         self._stack = stack
         self._lone, self._flow = _Client(stack, "lone", exits), _Client(stack, "stream", exits)
 
-    def repeat(self, fault, times):
-        """Cause a fault several times; return a dictionary for each outage."""
-        self.asleep.clear()
+    def repeat(self, fault, times, asleep=None):
+        """Cause a fault several times; return a dictionary for each outage.
+
+        :param asleep: an event that is set as soon as the stream is slow: Odoo sleeps and needs no CPU
+        """
         try:
-            return [self._once(fault, number) for number in range(times)]
+            return [self._once(fault, number, asleep) for number in range(times)]
         finally:
-            self.asleep.set()
+            if asleep:
+                asleep.set()
 
     def timeline(self):
         """Return the seconds after a kill at which messages arrived that are sent all the time."""
@@ -93,13 +95,13 @@ class _Trial:
             time.sleep(_AFTER)
         return [round(at - killed, 3) for at in sorted(self._arrived(stream))]
 
-    def _once(self, fault, number):
+    def _once(self, fault, number, asleep):
         backend = self._listening_backend()
         self._cause(fault, number, backend)
         over = time.monotonic()
         lone = "lone %f" % over
         self._lone.send(lone)
-        with _Stream(self._stack, self._flow.channel, _FAST_FOR, self.asleep) as stream:
+        with _Stream(self._stack, self._flow.channel, _FAST_FOR, asleep) as stream:
             first = min(wait_until(lambda: self._arrived(stream), _LONGEST, "a push", 0.01, self._stack.odoo.log_tail))
         self._flow.has_all(stream.sent, 5)
         by_itself = self._lone.has_all([lone], 3)
