@@ -10,8 +10,8 @@ import uuid
 
 from stack.commands import run
 from stack.postgres import SUPERUSER, SUPERUSER_PASSWORD
-from stack.stack import ADDON
 from stack.servers import postgres_programs
+from stack.stack import ADDON
 
 CHANNEL = "imbus"
 _SENDERS = 4
