@@ -88,6 +88,10 @@ fresh: $(TOOLS_STAMP) ## "demo" and "test" in minimal systems of Debian, as a ne
 bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: mutants
+mutants: $(TOOLS_STAMP) ## plant faults in the addon, JOBS=2 at a time: are they found? (ARGS="names of some")
+	@exec $(TOOLS_PYTHON) -m tests.mutants --jobs "$(JOBS)" $(ARGS)
+
 lint: lint-python lint-addon lint-texts ## check style, conventions of addons, Python 3.5, and the texts
 
 lint-python: $(TOOLS_STAMP)

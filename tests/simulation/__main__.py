@@ -32,6 +32,8 @@ def main():
     if options.seed is not None:
         return _one(addon, options)
     failed = stories.tell(addon, []) if options.kinds is None else 0
+    if failed and options.stop:
+        return True
     return bool(_many(addon, options) or failed)
 
 

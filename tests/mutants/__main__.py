@@ -1,0 +1,100 @@
+"""``make mutants``: plant each fault of ``faults.ini`` in a copy of the addon, and see whether the tests find it.
+
+The unit tests come first, and then, if they find nothing, the simulation. Both stop at the first failure. Exits with 1
+if a fault that is not harmless was not found.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import ROOT, listed, planted
+
+# Seconds after which a fault counts as found: some make the tests hang.
+_LONGEST = 1200
+_NOT_COPIED = shutil.ignore_patterns(".git", ".stack", "__pycache__", "*_cache", "dist", "static")
+_NOBODY, _HANG = "nobody", "does not end"
+
+
+def main():
+    options = _arguments()
+    faults = [fault for fault in listed() if not options.names or fault.name in options.names]
+    print("%-48s %-11s %5s  %s" % ("planted fault", "module", "s", "found by"), flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = [fault for fault, by in zip(faults, pool.map(lambda one: _try(one, options), faults)) if by != _NOBODY]
+    missed = [fault.name for fault in faults if fault not in found and not fault.harmless]
+    harmless = sum(1 for fault in faults if fault.harmless)
+    print("%d planted faults, %d found, %d harmless" % (len(faults), len(found), harmless))
+    if missed:
+        print("not found: " + ", ".join(missed))
+    return bool(missed)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="plant these faults alone")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    parser.add_argument("--seeds", default="1-240", help="of the simulation")
+    return parser.parse_args()
+
+
+def _try(fault, options):
+    """Plant ``fault``, print what found it, and return that."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        shutil.copytree(ROOT, copy, ignore=_NOT_COPIED)
+        path, text = planted(fault, copy)
+        path.write_text(text, encoding="utf-8")
+        by = _unit_test(copy, fault.module) or _simulation(copy, options.seeds) or _NOBODY
+    print("%-48s %-11s %5.0f  %s" % (fault.name, fault.module, time.monotonic() - began, by), flush=True)
+    return by
+
+
+def _unit_test(copy, module):
+    """Return which unit test of ``copy`` fails first; None if all pass."""
+    # What is about the module itself is likely to find the fault, so it comes first.
+    own = sorted(str(path.relative_to(copy)) for path in copy.glob("tests/unit/test_%s*.py" % module))
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-n", "0", "--timeout=60"]
+    # That the change can be made was found out already.
+    tests = [*own, "tests/unit", "--ignore=tests/unit/test_mutants.py"]
+    output = _output([sys.executable, "-m", "pytest", *options, *tests], copy)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/unit/(.*?)(?: - .*)?$", output or "", re.MULTILINE)
+    return failed and failed.group(1) or _hang(output)
+
+
+def _simulation(copy, seeds):
+    """Return which story, or which seed and invariant, fails first; None if nothing does."""
+    command = [sys.executable, "-m", "tests.simulation", "--addon", str(copy), "--seeds", seeds]
+    output = _output([*command, "--stop", "--minutes", "20"], ROOT)
+    failed = re.search(r"^seed (\d+) .*? at [\d.]+: ([^:]*)|^FAIL +(\w+)", output or "", re.MULTILINE)
+    if failed:
+        return "seed %s: %s" % failed.groups()[:2] if failed.group(1) else "story " + failed.group(3)
+    return _hang(output)
+
+
+def _output(command, folder):
+    """Return what a program that fails has printed, None if it succeeds."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_LONGEST, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return _HANG
+    return done.stdout + "\nexit code %d" % done.returncode if done.returncode else None
+
+
+def _hang(output):
+    """Return that a program did not end, if so; raise ``RuntimeError`` if it failed for another reason than a test."""
+    if output not in (None, _HANG):
+        raise RuntimeError(output[-3000:])
+    return output
+
+
+sys.exit(main())
