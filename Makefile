@@ -11,10 +11,10 @@ MAKEFLAGS += --no-builtin-rules
 BASE_PYTHON ?= python3
 # Additional arguments of the program that a target runs: make test ARGS="-k outage -x"
 ARGS ?=
-# How long "soak" and "simulate" are to take; empty: 10 and 1.
+# How long "soak" and "simulate" are to take; empty: 10, and as long as its seeds need.
 MINUTES ?=
 # Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for.
-SEEDS ?= 1-
+SEEDS ?= $(if $(MINUTES),1-,1-40)
 # How many tests run at a time.
 JOBS ?= 2
 # Major version of PostgreSQL, one that is installed; empty: the newest. The programs read it from the environment.
@@ -59,8 +59,8 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) tests/unit $(ARGS)
 
-simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for MINUTES=1; ARGS="--seed N": the trace of a seed
-	@exec $(TOOLS_PYTHON) -m tests.simulation --seeds "$(SEEDS)" --minutes "$(or $(MINUTES),1)" $(ARGS)
+simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for a minute, or MINUTES=10; ARGS="--seed N": a trace
+	@exec $(TOOLS_PYTHON) -m tests.simulation --seeds "$(SEEDS)" --minutes "$(or $(MINUTES),inf)" $(ARGS)
 
 test: $(TOOLS_STAMP) ## what each change has to pass: unit tests, a simulation, Odoo 19.0; ARGS="...": these tests instead
 ifeq ($(ARGS),)

@@ -40,7 +40,7 @@ def _arguments():
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="plant these faults alone")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
-    parser.add_argument("--seeds", default="1-240", help="of the simulation")
+    parser.add_argument("--seeds", default="1-90", help="of the simulation")
     return parser.parse_args()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import math
 import os
 import pathlib
 import sys
@@ -19,6 +20,8 @@ from .loading import PACKAGE, Addon  # noqa: E402
 from .report import Report  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
+# A line says how far it is whenever so many seeds were run.
+_PROGRESS = 10
 
 
 def main():
@@ -46,8 +49,8 @@ def _unraisable(unraisable):
 def _arguments():
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one and print its trace")
-    parser.add_argument("--seeds", default="1-", help="which to run: 7, 1-300, or 1- (the default)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="stop after so many minutes")
+    parser.add_argument("--seeds", default="1-40", help="which to run: 7, 1-300, or 1- (default: 1-40, a minute)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes")
     parser.add_argument("--kinds", help="kinds of faults instead of those of the seed: a,b or none")
     parser.add_argument("--cycles", type=int, default=2, help="how often the faults happen in each run")
     parser.add_argument("--stop", action="store_true", help="stop at the first seed that fails")
@@ -88,6 +91,8 @@ def _many(addon, options):
         for invariant, (when, text) in {invariant: (when, text) for when, invariant, text in problems[::-1]}.items():
             what = (seed, one.title, when - world.BEGIN, invariant, text[:300], took)
             print("seed %d (%s) at %.3f: %s: %s [%.0f s]" % what, flush=True)
+        if seed % _PROGRESS == 0:
+            print("%d seeds, %d failed [%.0f s]" % (report.seeds, report.bad, took), flush=True)
         world.forget(one)
         del one, problems
         if took > options.minutes * 60 or options.stop and report.bad:

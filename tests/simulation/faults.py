@@ -5,14 +5,19 @@ of the fault. ``together`` is what counts if there are other faults at the same 
 """
 
 import collections
+import contextlib
+import socket
 
-from . import odoo, pooler, postgres
+from . import kernel, odoo, pooler, postgres
+from .machine import Process, Socket, socket_names
 from .network import Path
 
 SENT, OVER = "sent", "over"
 # How late a message may be.
 AT_ONCE, POLLED, CHECKED, LEFT, RECONNECTED = "at once", "polled", "checked", "left", "reconnected"
 
+_GARBAGE = '{"a":1}', "x", "[]", "[1]", '[{"a":1}]', "[[]]", '["\\ud800"]', "[" * 2000
+_GARBAGE_TO_LEADERS = (b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["imbus", "\\ud800"]', b"[" * 100000, b'["imbus"')
 _ADMIN = "terminating connection due to administrator command"
 
 #: ``late``: a word above; ``judged``: from when on; ``late_together`` and ``together``: the same with other faults;
@@ -118,6 +123,12 @@ def pooler_way_is_slow(world):
     return path.heal
 
 
+def _holds(thing, attribute, value=True, afterwards=False):
+    """Set an attribute of ``thing``; return how that ends."""
+    setattr(thing, attribute, value)
+    return lambda: setattr(thing, attribute, afterwards)
+
+
 def _cut_all(world, path, share):
     for link in list(path.links):
         if not link.over and world.rng.random() < share:
@@ -129,9 +140,8 @@ def _cut_all(world, path, share):
 
 @_kind(AT_ONCE)
 def pooler_is_away(world):
-    world.pooler.away = True
     world.pooler.cut()
-    return lambda: setattr(world.pooler, "away", False)
+    return _holds(world.pooler, "away")
 
 
 @_kind(AT_ONCE)
@@ -147,8 +157,7 @@ def pooler_hangs(world):
 
 @_kind(AT_ONCE)
 def pooler_is_full(world):
-    world.pooler.full = True
-    return lambda: setattr(world.pooler, "full", False)
+    return _holds(world.pooler, "full")
 
 
 @_kind(AT_ONCE, together=SENT)
@@ -190,8 +199,7 @@ def bus_is_locked(world):
 
 @_kind(AT_ONCE, together=OVER)
 def look_ups_are_slow(world):
-    world.cluster.slow_look_up = world.rng.choice((1, 10, 40))
-    return lambda: setattr(world.cluster, "slow_look_up", 0.0)
+    return _holds(world.cluster, "slow_look_up", world.rng.choice((1, 10, 40)), 0.0)
 
 
 @_kind(AT_ONCE, together=SENT)
@@ -290,6 +298,16 @@ def process_is_killed(world):
 
 
 @_kind(LEFT, together=SENT)
+def process_ends(world):
+    """A process is told to end: its loops close their cursors. Another one takes its place."""
+    process = _victim(world)
+    if process:
+        process.ends = True
+        world.after(6, process.kill)
+        world.replace_later(process, world.rng.choice((6, 10)))
+
+
+@_kind(LEFT, together=SENT)
 def fork_outlives_process(world):
     """A process is killed while a child of it, forked without exec, holds copies of its descriptors."""
     process = _victim(world)
@@ -329,11 +347,7 @@ def process_stands_still(world):
 @_kind(LEFT, together=SENT, lasts=(4, 12))
 def interpreter_is_held(world):
     """A call of C code keeps the interpreter for 4 to 12 s."""
-    process = _victim(world)
-    if process is None:
-        return None
-    process.stop()
-    return process.go_on
+    return process_stands_still(world)
 
 
 @_kind(LEFT, together=SENT)
@@ -367,35 +381,53 @@ def machine_sleeps(world):
 @_kind(AT_ONCE, late_together=RECONNECTED)
 def no_descriptors_left(world):
     process = _victim(world)
-    if process is None:
-        return None
-    process.no_descriptors = True
-    return lambda: setattr(process, "no_descriptors", False)
+    return process and _holds(process, "no_descriptors")
 
 
 @_kind(AT_ONCE, together=SENT)
 def no_threads_left(world):
     process = _victim(world)
-    if process is None:
-        return None
-    process.no_threads = True
-    return lambda: setattr(process, "no_threads", False)
+    return process and _holds(process, "no_threads")
 
 
 @_kind(AT_ONCE, together=SENT)
 def log_blocks(world):
     """Each line of the log takes the thread that writes it 8 s."""
     process = _victim(world)
-    if process is None:
-        return None
-    process.log_seconds = 8.0
-    return lambda: setattr(process, "log_seconds", 0.0)
+    return process and _holds(process, "log_seconds", 8.0, 0.0)
+
+
+@_kind(AT_ONCE, together=SENT)
+def garbage_is_sent(world):
+    """Somebody notifies the bus of what Odoo cannot read."""
+    if world.cluster.up:
+        for payload in _GARBAGE:
+            world.cluster.notify(1, "postgres", odoo.BUS_CHANNEL, payload)
+
+
+@_kind(AT_ONCE, together=SENT)
+def garbage_to_leaders(world):
+    """Another program of the same user follows each leader, sends it garbage, and reads nothing."""
+    for machine in range(world.machines):
+        intruder = Process("intruder", machine=machine)
+        kernel.Task(intruder, _send_garbage, (world, machine), "intruder")
+        world.after(world.rng.choice((1, 20)), intruder.kill)
+
+
+def _send_garbage(world, machine):
+    for name in list(socket_names(machine)):
+        for _follower in range(world.rng.choice((1, 50))):
+            with contextlib.suppress(OSError):
+                follower = Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                follower.settimeout(1)
+                follower.connect(name)
+                follower.send(world.rng.choice(_GARBAGE_TO_LEADERS))
+    kernel.K.wait([], kernel.K.now + 30)
 
 
 @_kind(AT_ONCE)
 def flood(world):
-    world.rate = 8.0
-    return lambda: setattr(world, "rate", world.normal_rate)
+    return _holds(world, "rate", 8.0, world.normal_rate)
 
 
 def _victim(world):

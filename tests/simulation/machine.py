@@ -149,6 +149,11 @@ def _names():
     return kernel.K.socket_names
 
 
+def socket_names(machine):
+    """Return the names that are bound on a machine."""
+    return [name for number, name in _names() if number == machine]
+
+
 class Socket:
     """A Unix socket, SOCK_STREAM or SOCK_SEQPACKET."""
 

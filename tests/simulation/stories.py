@@ -22,7 +22,7 @@ def _story(function):
 def _begin(addon, processes, seed=1, settle=100, apart=0.5, kinds=(), **options):
     """Return a world in which ``processes``, started ``apart`` seconds from each other, have listened for a while."""
     chosen = {"databases": ["d1", "d2", "d3"], "check_interval": 60, "poll_interval": 5, "share": True, "machines": 1}
-    chosen.update(normal_rate=2.0, long_transactions=0, garbage=False, preemption=0, processes=list(processes))
+    chosen.update(normal_rate=2.0, long_transactions=0, preemption=0, processes=list(processes))
     chosen.update(feed_size=None, head_start=0.0, pool_size=2)
     chosen.update(options)
     one = world.World(addon, seed, kinds, keep_trace=True, **chosen)

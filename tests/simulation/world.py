@@ -68,7 +68,6 @@ class World:
         self.machines = rng.choice((1, 1, 1, 2))
         self.normal_rate = rng.choice((0.1, 0.5, 2))
         self.long_transactions = rng.choice((0, 0.02, 0.2))
-        self.garbage = rng.random() < 0.2
         #: notifications that a feed has room for, None: as many as usual
         self.feed_size = rng.choice((None, None, 40))
         self.preemption = rng.choice((0, 0.002, 0.02, 0.1))
@@ -225,8 +224,6 @@ class World:
         self.after(rng.expovariate(self.rate), self.send)
         if rng.random() < 0.03:
             self.trigger_cron()
-        if self.garbage and rng.random() < 0.02 and self.cluster.up:
-            self.cluster.notify(1, "postgres", BUS_CHANNEL, rng.choice(('{"a":1}', "x", "[]", "[1]", '[{"a":1}]')))
         database = rng.choice(self.databases)
         if not self._can_send() or database in self.cluster.locked:
             return
@@ -420,8 +417,7 @@ class World:
             direct = sum(len(self.direct_connections(process)) for process in self.odoos)
             senders = 1 if self.direct == "server" else direct
             watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * senders * minutes * 60 / span, "while all was well")
-            if not self.garbage:
-                watch.measure(invariants.LINES, watch.lines - lines, 0, "while all was well")
+            watch.measure(invariants.LINES, watch.lines - lines, 0, "while all was well")
 
     def unsettled(self):
         """Return what is not as it should be, a list of texts."""
