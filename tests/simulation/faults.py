@@ -14,7 +14,8 @@ from .network import Path
 
 SENT, OVER = "sent", "over"
 # How late a message may be.
-AT_ONCE, POLLED, CHECKED, LEFT, RECONNECTED = "at once", "polled", "checked", "left", "reconnected"
+AT_ONCE, POLLED, CHECKED, LEFT = "at once", "polled", "checked", "left"
+RECONNECTED, READ = "reconnected", "read"
 
 _GARBAGE = '{"a":1}', "x", "[]", "[1]", '[{"a":1}]', "[[]]", '["\\ud800"]', "[" * 2000
 _GARBAGE_TO_LEADERS = (b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["imbus", "\\ud800"]', b"[" * 100000, b'["imbus"')
@@ -36,6 +37,8 @@ def limit(late, world):
         LEFT: 6.0 + spread,
         POLLED: world.poll_interval + 4.0 + spread,
         RECONNECTED: 8.0 + spread,
+        # A look-up under way, and the delay until the next one.
+        READ: 40.0 + spread,
         CHECKED: world.check_interval + 3.0 + spread,
     }[late]
 
@@ -123,6 +126,11 @@ def pooler_way_is_slow(world):
     return path.heal
 
 
+def _have_looked_up(world):
+    """Cut all connections that listen. They come back at once, but each process looks up what it missed."""
+    _cut_all(world, world.direct_path, 1)
+
+
 def _holds(thing, attribute, value=True, afterwards=False):
     """Set an attribute of ``thing``; return how that ends."""
     setattr(thing, attribute, value)
@@ -185,6 +193,7 @@ def bus_is_locked(world):
     """A module update holds an ACCESS EXCLUSIVE lock on bus_bus of one database, or of several."""
     number = world.rng.randint(1, max(len(world.databases) // 3, 1))
     names = world.rng.sample(world.databases, number)
+    _have_looked_up(world)
     for name in names:
         world.cluster.lock(name)
         world.stops_answering(name)
@@ -197,8 +206,9 @@ def bus_is_locked(world):
     return end
 
 
-@_kind(AT_ONCE, together=OVER)
+@_kind(READ, judged=OVER)
 def look_ups_are_slow(world):
+    _have_looked_up(world)
     return _holds(world.cluster, "slow_look_up", world.rng.choice((1, 10, 40)), 0.0)
 
 

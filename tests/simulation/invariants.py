@@ -14,11 +14,15 @@ LATE, LOST, DUPLICATED, SILENT = "late (s)", "lost", "duplicated", "silent (s)"
 CRON_LATE, CONNECTS, CONNECTIONS = "cron late (s)", "connects in 10 s", "connections"
 HEARTBEATS, LINES, ADVICE, LEFT_OVER = "heartbeats a minute", "log lines in 3 min", "wrong advice", "left over"
 SETTLED, CRASH, BUG = "settled (s)", "crash", "internal error"
-ALL = (LATE, CRON_LATE, LOST, DUPLICATED, SILENT, SETTLED, CONNECTIONS, CONNECTS, HEARTBEATS, LINES, ADVICE, BUG)
-ALL += (LEFT_OVER, CRASH)
+LOCK_WAIT, STATEMENT = "waits for a lock (s)", "a statement takes (s)"
+ALL = (LATE, CRON_LATE, LOST, DUPLICATED, SILENT, SETTLED, CONNECTIONS, CONNECTS, HEARTBEATS, LOCK_WAIT, STATEMENT)
+ALL += (LINES, ADVICE, BUG, LEFT_OVER, CRASH)
 
 # Modes that say that all is well.
 WELL = ("listening", "shared")
+# Seconds that a statement of the addon may wait for a lock, during which others queue up behind it, and that it may
+# occupy a connection of the pooler's.
+_LONGEST_LOCK_WAIT, _LONGEST_STATEMENT = 0.25, 30.0
 # Connects of one process in ten seconds, and lines of its log in a minute.
 _MOST_CONNECTS, _MOST_LINES = 20, 2
 # Lines that one fault may cause in each process: lost, nothing listens, still not, cannot tell, and what ends them.
@@ -62,6 +66,7 @@ class Watch:
         self.worst = Worst()
         for invariant in (LOST, DUPLICATED, ADVICE, BUG, LEFT_OVER, CRASH):
             self.worst.note(invariant, 0, 0, "")
+        self.worst.note(SILENT, 0, world.silent_limit, "")
         self._problems = collections.Counter()
         #: (process, loop) -> {what it waits for: _Sent or time}
         self._waiting = {}
@@ -256,6 +261,12 @@ class Watch:
     def count_lines(self, text):
         """Return how many lines of the log have contained ``text``."""
         return sum(number for line, number in self.line_kinds.items() if text in line)
+
+    def executed(self, backend, waited, took):
+        """A statement ``waited`` for a lock, and ``took`` so many seconds besides."""
+        if not backend.is_direct:
+            self.measure(LOCK_WAIT, waited, _LONGEST_LOCK_WAIT, backend.client_name)
+            self.measure(STATEMENT, took, _LONGEST_STATEMENT, backend.client_name)
 
     def connected(self, process, path):
         if path.name == "pooler" and self._world.expects_direct:

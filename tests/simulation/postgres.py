@@ -236,6 +236,7 @@ class Backend:
         if statements.is_look_up(parts[0]):
             seconds += kernel.K.rng.uniform(0, self.cluster.slow_look_up)
         limit = self._timeout("statement_timeout")
+        kernel.K.world.watch.executed(self, 0.0, min(seconds, limit))
         if seconds > limit:
             text = "canceling statement due to statement timeout"
             kernel.K.after(limit, lambda: self._fail(reply, "57014", text))
@@ -249,16 +250,18 @@ class Backend:
             self._fail(reply, "55P03", 'could not obtain lock on relation "bus_bus"')
             return
         lock_limit, limit = self._timeout("lock_timeout"), self._timeout("statement_timeout")
-        waiting = [True]
+        waiting, since = [True], kernel.K.now
 
         def proceed():
             if waiting:
                 waiting.clear()
+                kernel.K.world.watch.executed(self, kernel.K.now - since, 0.0)
                 self._proceed(parts, values, reply, rows)
 
         def give_up():
             if waiting:
                 waiting.clear()
+                kernel.K.world.watch.executed(self, kernel.K.now - since, 0.0)
                 kind = ("55P03", "lock") if lock_limit < limit else ("57014", "statement")
                 self._fail(reply, kind[0], "canceling statement due to %s timeout" % kind[1])
 

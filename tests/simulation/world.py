@@ -415,6 +415,7 @@ class World:
         if self.expects_direct:
             # On a pooled connection only what a listener sent itself proves something.
             direct = sum(len(self.direct_connections(process)) for process in self.odoos)
+            watch.measure(invariants.CONNECTIONS, direct, self.connections_wanted(), "while all was well")
             senders = 1 if self.direct == "server" else direct
             watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * senders * minutes * 60 / span, "while all was well")
             watch.measure(invariants.LINES, watch.lines - lines, 0, "while all was well")
@@ -435,10 +436,13 @@ class World:
             bad += self._wrong_connections(modes)
         return bad
 
+    def connections_wanted(self):
+        """Return how many direct connections there should be."""
+        return len({process.machine for process in self.odoos}) if self.share else len(self.odoos)
+
     def _wrong_connections(self, modes):
         direct = [process.name for process in self.odoos for _link in self.direct_connections(process)]
-        machines = {process.machine for process in self.odoos}
-        wanted = len(machines) if self.share else len(self.odoos)
+        wanted = self.connections_wanted()
         if len(direct) != wanted:
             return ["%d direct connections: %s" % (len(direct), ", ".join(direct))]
         if modes.count("listening") != wanted:
