@@ -18,7 +18,7 @@ AT_ONCE, POLLED, CHECKED, LEFT = "at once", "polled", "checked", "left"
 RECONNECTED, READ = "reconnected", "read"
 
 _GARBAGE = '{"a":1}', "x", "[]", "[1]", '[{"a":1}]', "[[]]", '["\\ud800"]', "[" * 2000
-_GARBAGE_TO_LEADERS = (b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["imbus", "\\ud800"]', b"[" * 100000, b'["imbus"')
+_GARBAGE_TO_LEADERS = b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["\\ud800"]', b"[" * 100000, b'["imbus"'
 _ADMIN = "terminating connection due to administrator command"
 
 #: ``late``: a word above; ``judged``: from when on; ``late_together`` and ``together``: the same with other faults;

@@ -5,6 +5,8 @@ import types
 
 from psycopg2 import Error, OperationalError
 
+from tests.unit import fakes
+
 from . import kernel, machine
 from .kernel import Task
 from .loading import Program, sleep
@@ -183,81 +185,19 @@ class _Config(dict):
         return self
 
 
-# As much of Odoo's sql_db as the addon patches. Ordinary cursors work, but nothing is executed on them here.
+# As much of Odoo's sql_db as the addon patches.
 
 
 def _sql_db():
     """Return a module ``sql_db``, with classes of its own, since the addon changes them."""
-    module = _module("odoo.sql_db", BaseCursor=BaseCursor, frame_codeinfo=lambda frame, back=0: ("", 0))
-    module.Cursor = type("Cursor", (_Cursor,), {"execute": _Cursor.execute})
+    module = _module("odoo.sql_db", frame_codeinfo=lambda frame, back=0: ("", 0))
+    module.Cursor = type("Cursor", (fakes.Cursor,), {"execute": fakes.Cursor.execute})
     module.Connection = type("Connection", (_Connection,), {"cursor": _Connection.cursor, "_module": module})
     module.connection_info_for = lambda name, readonly=False: (name, {"database": name, **_POOLED})
-    module.db_connect = lambda to, readonly=False: module.Connection(_Pool(), *module.connection_info_for(to))
+    module.db_connect = lambda to, readonly=False: module.Connection(
+        fakes.FakePool(_PooledConnection), *module.connection_info_for(to)
+    )
     return module
-
-
-class BaseCursor:
-    """``sql_db.BaseCursor`` of Odoo 19.0, without hooks that run something."""
-
-    def __init__(self):
-        self.precommit, self.postcommit = _Callbacks(), _Callbacks()
-        self.prerollback, self.postrollback = _Callbacks(), _Callbacks()
-        self._now, self.cache, self.transaction = None, {}, None
-
-    def flush(self):
-        self.precommit.run()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, _error, _traceback):
-        try:
-            if kind is None:
-                self.commit()
-        finally:
-            self.close()
-
-
-class _Cursor(BaseCursor):
-    def __init__(self, pool, dbname, dsn):
-        super().__init__()
-        # The addon knows it by this name, which the class Cursor gives it in Odoo.
-        self._Cursor__pool, self.dbname = pool, dbname
-        self._cnx = pool.borrow(dsn)
-        self._obj = self._cnx.cursor()
-        self._closed = False
-
-    @property
-    def connection(self):
-        return self._cnx
-
-    @property
-    def closed(self):
-        return self._closed or bool(self._cnx.closed)
-
-    def execute(self, query, params=None, log_exceptions=True):
-        return self._obj.execute(query, params)
-
-    def fetchone(self):
-        return self._obj.fetchone()
-
-    def commit(self):
-        self.flush()
-        self._cnx.commit()
-
-    def rollback(self):
-        self._cnx.rollback()
-
-    def close(self):
-        if not self.closed:
-            return self._close(False)
-
-    def _close(self, leak=False):
-        self._obj.close()
-        del self._obj
-        self._closed = True
-        self._cnx.rollback()
-        self._Cursor__pool.give_back(self._cnx)
 
 
 class _Connection:
@@ -272,37 +212,17 @@ class _Connection:
         return self._module.Cursor(self._pool, self.dbname, self._dsn)
 
 
-class _Callbacks:
-    def run(self):
-        pass
-
-    def clear(self):
-        pass
-
-
-class _Pool:
-    readonly = False
-
-    def borrow(self, dsn):
-        return _PooledConnection()
-
-    def give_back(self, connection, keep_in_pool=True):
-        connection.closed = 1
-
-
-class _PooledConnection:
-    autocommit, closed = False, 0
+class _PooledConnection(fakes.FakePsycopg):
+    """One on which nothing is executed: all that the addon executes goes through `client.Connection`."""
 
     def cursor(self):
-        return _PooledCursor()
-
-    def commit(self):
-        pass
-
-    rollback = commit
+        return _PooledCursor(self)
 
 
 class _PooledCursor:
+    def __init__(self, connection):
+        self.connection = connection
+
     def execute(self, query, params=None):
         raise AssertionError("the simulated Odoo executes nothing but LISTEN, but: %s" % query)
 
