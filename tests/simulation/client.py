@@ -4,7 +4,7 @@ import collections
 import types
 
 import psycopg2
-from psycopg2 import errors, extensions, extras, sql
+from psycopg2 import errors, extensions
 
 from . import kernel, machine
 from .network import TO_SERVER, Link
@@ -98,9 +98,6 @@ class Connection:
         self._check_open()
         return _Cursor(self)
 
-    def isexecuting(self):
-        return self._waiting
-
     def fileno(self):
         if self.closed == 1:
             raise psycopg2.InterfaceError("connection already closed")
@@ -149,9 +146,6 @@ class _Cursor:
     def fetchall(self):
         return self.connection.rows
 
-    def fetchone(self):
-        return self.connection.rows[0] if self.connection.rows else None
-
     def close(self):
         pass
 
@@ -160,5 +154,5 @@ def library():
     """Return the module that stands in for psycopg2: the real one, with another ``connect``."""
     module = types.ModuleType("psycopg2")
     vars(module).update({name: value for name, value in vars(psycopg2).items() if not name.startswith("__")})
-    module.__dict__.update(connect=Connection, errors=errors, extras=extras, sql=sql)
+    module.connect = Connection
     return module

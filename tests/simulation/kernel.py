@@ -35,12 +35,9 @@ class Task:
 
     def __init__(self, process, target, args, name):
         self.process, self.name = process, name
-        K.next_serial = getattr(K, "next_serial", 0) + 1
-        self.serial = K.next_serial
         self.queued, self.over = False, False
         #: raised by one with each wait, so that an earlier deadline does not wake a later wait
         self.epoch = 0
-        self.joiners = []
         self.greenlet = greenlet(lambda: self._run(target, args), parent=K.hub)
         process.tasks.append(self)
         K.ready(self)
@@ -55,7 +52,6 @@ class Task:
             K.problem("crash", "%s raised %r" % (self.name, error))
         finally:
             self.over = True
-            K.wake(self.joiners)
             if self in self.process.tasks:
                 self.process.tasks.remove(self)
 

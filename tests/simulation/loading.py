@@ -11,7 +11,6 @@ import collections
 import ctypes
 import os
 import pathlib
-import queue
 import random
 import selectors
 import socket
@@ -52,12 +51,6 @@ class Program:
     def module(self, name):
         """Return a module of the addon by its short name."""
         return self._load("%s.%s" % (PACKAGE, name))
-
-    def set_constant(self, name, constant, value):
-        """Change a constant of a module of the addon, if it still has it."""
-        module = self.module(name)
-        if hasattr(module, constant):
-            setattr(module, constant, value)
 
     def _load(self, full):
         if full in self.modules:
@@ -163,38 +156,30 @@ def _fakes(process, environ, modules):
         "ctypes": _ctypes(),
         "os": _os(process, environ),
         "psycopg2": client.library(),
-        "queue": _Fake(queue, Queue=threads.Queue, SimpleQueue=threads.Queue),
-        "random": _Fake(random, **{name: _random(name) for name in ("uniform", "random", "choice", "randrange")}),
+        "random": _Fake(random, **{name: _random(name) for name in ("uniform",)}),
         "selectors": _Fake(selectors, DefaultSelector=machine.Selector),
         "socket": _socket(),
         "sys": _sys(modules),
         "threading": _threading(),
-        "time": _Fake(time, monotonic=_monotonic, time=_monotonic, perf_counter=_monotonic, sleep=sleep),
+        "time": _Fake(time, monotonic=_monotonic, sleep=sleep),
         "uuid": _Fake(uuid, uuid4=_uuid4),
     }
 
 
 def _ctypes():
-    def library(*_args, **_kwargs):
-        return types.SimpleNamespace(mallopt=lambda *_args: 1)
-
-    return _Fake(ctypes, CDLL=library, util=types.SimpleNamespace(find_library=lambda _name: "libc.so.6"))
+    return _Fake(ctypes, CDLL=lambda _name: types.SimpleNamespace(mallopt=lambda *_args: 1))
 
 
 def _os(process, environ):
-    def status(path, *_args, **_kwargs):
+    def status(_path):
         # Namespaces: those of a machine are the same.
-        return types.SimpleNamespace(st_ino=4026531836 + process.machine, st_dev=4)
+        return types.SimpleNamespace(st_ino=4026531836 + process.machine)
 
     return _Fake(
         os,
         environ=environ,
-        getenv=environ.get,
         getpid=lambda: process.pid,
         geteuid=lambda: 1000,
-        getuid=lambda: 1000,
-        path=os.path,
-        readlink=lambda path: "%s:[%d]" % (os.path.basename(path), status(path).st_ino),
         stat=status,
     )
 
@@ -207,22 +192,16 @@ def _socket():
 
 
 def _sys(modules):
-    content = {name: getattr(sys, name) for name in ("_getframe", "exc_info", "version_info", "getsizeof", "intern")}
-    return _Fake(sys, modules=collections.ChainMap(modules, sys.modules), **content)
+    return _Fake(sys, modules=collections.ChainMap(modules, sys.modules), _getframe=sys._getframe)
 
 
 def _threading():
     return _Fake(
         threading,
         Lock=threads.Lock,
-        RLock=threads.RLock,
         Condition=threads.Condition,
-        Event=threads.Event,
         Thread=threads.Thread,
-        local=threads.Local,
         stack_size=lambda size=0: 0,
-        get_ident=lambda: kernel.K.current.serial if kernel.K.current else 0,
-        current_thread=lambda: kernel.K.current,
     )
 
 

@@ -191,9 +191,6 @@ class Socket:
     def settimeout(self, seconds):
         self._timeout = seconds
 
-    def gettimeout(self):
-        return self._timeout
-
     def setblocking(self, flag):
         self._timeout = None if flag else 0
 
@@ -258,9 +255,6 @@ class Socket:
         peer.size += cost
         kernel.K.wake(peer.waiters)
         return len(data)
-
-    def sendall(self, data):
-        self.send(data)
 
     def recv(self, size, _flags=0):
         end = self._use()
@@ -348,13 +342,6 @@ class Selector:
                 del self._keys[number]
                 return key
         raise KeyError(fileobj)
-
-    def modify(self, fileobj, events, data=None):
-        self.unregister(fileobj)
-        return self.register(fileobj, events, data)
-
-    def get_map(self):
-        return {number: key for number, (key, _description) in self._keys.items()}
 
     def select(self, timeout=None):
         point()

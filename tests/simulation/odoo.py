@@ -40,7 +40,7 @@ class Odoo(Process):
     def _main(self):
         self.program = Program(self.world.addon, self, _odoo_modules(self), self._environ)
         if self.world.feed_size:
-            self.program.set_constant("cursor", "FEED_SIZE", self.world.feed_size)
+            self.program.module("cursor").FEED_SIZE = self.world.feed_size
         self.program.module("patch").install()
         self.installed = True
         if self.kind != CRON:

@@ -246,9 +246,6 @@ class Backend:
             kernel.K.after(seconds, lambda: self._proceed(parts[1:], values, reply, rows))
 
     def _wait_for_lock(self, parts, values, reply, rows):
-        if "NOWAIT" in parts[0].upper():
-            self._fail(reply, "55P03", 'could not obtain lock on relation "bus_bus"')
-            return
         lock_limit, limit = self._timeout("lock_timeout"), self._timeout("statement_timeout")
         waiting, since = [True], kernel.K.now
 

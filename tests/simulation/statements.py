@@ -88,18 +88,8 @@ def _nothing(_backend, _statement, _values):
 # SELECTs of tables
 
 
-def _databases(backend, statement, values):
-    names = list(backend.cluster.databases)
-    if values:
-        wanted = _positional(values)[0]
-        names = [name for name in names if name == wanted or name in wanted and not isinstance(wanted, str)]
-    if re.search(r"\barray", statement, re.IGNORECASE):
-        return [(names,)]
-    return [(name,) for name in names]
-
-
 def _settings(_backend, _statement, values):
-    return [(name, "default") for name in _positional(values)[0]]
+    return [(name, "default") for name in values[0]]
 
 
 def _namespace(backend, _statement, _values):
@@ -190,17 +180,8 @@ class _WithoutTable:
         return re.match(r"SELECT\b", statement, re.IGNORECASE) and _has_no_table(statement)
 
 
-def _positional(values):
-    return list(values.values()) if isinstance(values, dict) else list(values)
-
-
 def _notify(backend, values):
-    channel, payload = _positional(values)[:2]
-    backend.notify(channel, payload)
-    return ""
-
-
-def _setting(backend, values):
+    backend.notify(*values)
     return ""
 
 
@@ -214,12 +195,11 @@ _STATEMENTS = [
     (_find(r"^(ROLLBACK|ABORT)\b"), _rollback),
     (_find(r"^(UN)?LISTEN\b"), _listen),
     (_find(r"^SET\b"), _set),
-    (_find(r"^(RESET|DISCARD|LOCK)\b"), _nothing),
+    (_find(r"^LOCK\b"), _nothing),
     (_find(r"\bxmin\b"), _catch_up),
     (_find(r"\bnspname\b.*\bpg_namespace\b.*\bto_regclass\b"), _namespace),
     (_WithoutTable(), _columns),
     (_find(r"\bFROM\b.*\bpg_class\b"), _columns),
-    (_find(r"\bFROM\b.*\bpg_database\b"), _databases),
     (_find(r"\bFROM\b.*\bpg_settings\b"), _settings),
 ]
 
@@ -228,7 +208,7 @@ _COLUMNS = [
     # What kind of table bus_bus is, and whether its owner is trusted.
     (_find(r"\brelkind\b|\brelowner\b"), lambda backend, _values: True),
     (_find(r"\bpg_notify\b"), _notify),
-    (_find(r"\bset_config\b"), _setting),
+    (_find(r"\bset_config\b"), lambda backend, _values: ""),
     (_find(r"\bpg_backend_pid\b"), lambda backend, _values: backend.pid),
     (_find(r"\bpg_is_in_recovery\b"), lambda backend, _values: backend.cluster.standby and backend.is_direct),
     (_find(r"\bcurrent_database\b"), lambda backend, _values: backend.database),
