@@ -20,6 +20,8 @@ _ALL_AT_ONCE = 45.0
 # Channels that the addon gives Odoo's loop in a second of what it has looked up, and at most for so many seconds. Each
 # outage has the last minute looked up by date, twice: when polling begins, and when it ends.
 _CHANNELS_EACH_SECOND, _MOST_PORTIONS, _LOOKED_UP_AGAIN = 50.0, 10.0, 2 * 85.0
+# Seconds that a look-up takes at most, and the part of the time that look-ups take while polling.
+_SLOWEST_LOOK_UP, _SHARE_OF_TIME = 40.0, 0.1
 # Of the transactions, so many have many rows.
 _LARGE, _SIZES = 0.05, (3, 60)
 # How long what the log advises stays right after the cause has gone.
@@ -104,7 +106,8 @@ class World:
         self.silent_limit = self.check_interval + 3.0 + self.seconds_of_portions()
         if len(self.kinds) > 2:
             self.judged_after_faults = True
-            self.late_limit = self.cron_limit = self.silent_limit = self.check_interval + _ALL_AT_ONCE
+            self.cron_limit = self.silent_limit = self.check_interval + _ALL_AT_ONCE
+            self.late_limit = self.cron_limit + self.seconds_until_polled()
             return
         if len(self.kinds) == 1:
             self.late_limit = faults.limit(self.kinds[0].late, self)
@@ -115,6 +118,7 @@ class World:
             self.silent_limit += self.late_limit
         if self.judged_after_faults:
             self.late_limit += _MOST_PORTIONS
+        self.late_limit += self.seconds_until_polled()
 
     # What faults and invariants ask for
 
@@ -123,6 +127,14 @@ class World:
         rows = 1 - _LARGE + _LARGE * sum(_SIZES) / len(_SIZES)
         channels = self.normal_rate * rows * _LOOKED_UP_AGAIN
         return min(channels / _CHANNELS_EACH_SECOND, 2 * _MOST_PORTIONS)
+
+    def seconds_until_polled(self):
+        """Return how long, after slow look-ups, the addon may wait for the next one while it polls.
+
+        They take at most a tenth of the time, and it does not know that the next one will be fast.
+        """
+        is_slow = any(kind.name.endswith("slow") for kind in self.kinds)
+        return _SLOWEST_LOOK_UP / _SHARE_OF_TIME if is_slow and not self.expects_direct else 0.0
 
     @property
     def now(self):
@@ -399,7 +411,7 @@ class World:
             self.watch.measure(invariants.SETTLED, float("inf"), bound, "; ".join(self.unsettled()))
         else:
             self.watch.measure(invariants.SETTLED, settled, bound, "all as it should be")
-        self.watch.check_lost(self.check_interval + _ALL_AT_ONCE)
+        self.watch.check_lost(self.check_interval + _ALL_AT_ONCE + self.seconds_until_polled())
         if not self.kernel.problems:
             self._idle()
 
