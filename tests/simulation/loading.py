@@ -24,7 +24,7 @@ from . import client, kernel, machine, threads
 
 PACKAGE = "bus_alt_connection"
 # Modules in which a process would escape from the simulation.
-_FORBIDDEN = {"asyncio", "concurrent", "multiprocessing", "select", "signal", "subprocess", "tempfile"}
+_FORBIDDEN = {"asyncio", "concurrent", "multiprocessing", "queue", "select", "signal", "subprocess", "tempfile"}
 
 
 class Addon:
