@@ -1,6 +1,9 @@
 """The check before going live, where what is there answers nonsense. All else needs real servers."""
 
+import types
+
 import pytest
+from psycopg2.extensions import Notify
 
 from bus_alt_connection import check, connection
 
@@ -61,3 +64,30 @@ def test_both_ways_are_those_to_the_system_database(tmp_path, conf, variables, d
     assert own["dbname"] == database
     assert configured.parameters(own)["dbname"] == database
     assert len(configured.warnings) == warned
+
+
+def test_what_is_no_option_is_not_shown(capsys):
+    with pytest.raises(SystemExit) as ended:
+        check.read(["--db_password=s3cret", "s3cret"], {})
+    assert ended.value.code == 2
+    assert "s3cret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("hears", "is_right"), [("receiver", True), ("sender", False), (None, False)])
+def test_a_listener_has_to_hear_by_itself_what_is_sent(monkeypatch, hears, is_right):
+    class Way:
+        def __init__(self, name):
+            self.receive = lambda: [Notify(1, check.CHANNEL, "check")] if name == hears else []
+
+        def execute(self, statement, values=None):
+            pass
+
+        def close(self):
+            pass
+
+    ways = iter(["receiver", "other", "sender"])
+    monkeypatch.setattr(connection, "connect", lambda _parameters: Way(next(ways)))
+    monkeypatch.setattr(check, "time", types.SimpleNamespace(sleep=lambda _seconds: None))
+    facts = connection.Facts("db-01:5432", 1, False, False, "postgres", "15.3", 1000)
+    place = check.Place({}, facts, True, "server")
+    assert (check._why_deaf(place, place) == []) is is_right

@@ -1,0 +1,106 @@
+"""What belongs to one process stays there, whatever is forked, collected or closed."""
+
+import gc
+import os
+import types
+import weakref
+
+import psycopg2
+import pytest
+
+from bus_alt_connection import catchup, connection, cursor, forks, tasks
+from bus_alt_connection.cursor import ListeningConnection
+from bus_alt_connection.listener import DirectSession
+
+
+def test_a_fork_has_no_listener_yet(odoo, monkeypatch):
+    of_parent = odoo.patch._here()
+    assert odoo.patch._here() is of_parent
+    monkeypatch.setattr(odoo.patch, "os", types.SimpleNamespace(getpid=lambda: os.getpid() + 1))
+    assert odoo.patch._here() is not of_parent
+
+
+def test_to_close_a_copy_in_a_fork_does_not_touch_the_listener(monkeypatch):
+    removed = []
+    listener = types.SimpleNamespace(listen=lambda feed, channels: None, remove=removed.append)
+    copy, original = (ListeningConnection(None, lambda _feed: listener) for _ in range(2))
+    for one in (copy, original):
+        one.listen([(False, "imbus")])
+    original.close()
+    monkeypatch.setattr(cursor, "os", types.SimpleNamespace(getpid=lambda: os.getpid() + 1))
+    copy.close()
+    assert removed == [original]
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="Python 3.7 or newer is needed")
+def test_a_child_does_not_say_good_bye_for_its_parent():
+    said, say = os.pipe()
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    resource = Resource(lambda: descriptor, lambda: os.write(say, b"x"))
+    forks.close_in_children(resource)
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(say)
+    assert os.read(said, 1) == b""
+    for one in (said, descriptor):
+        os.close(one)
+
+
+class Resource:
+    """What can be given to `forks.close_in_children`."""
+
+    def __init__(self, fileno, close):
+        self.fileno, self.close = fileno, close
+
+
+def test_a_code_that_was_looked_at_is_kept_so_that_no_other_gets_its_place(odoo):
+    code = compile("1", "generated", "exec")
+    odoo.patch._says_listen(code)
+    looked_at = weakref.ref(code)
+    del code
+    gc.collect()
+    assert looked_at() is not None
+
+
+@pytest.mark.parametrize("evented", [True, False])
+def test_only_a_gevent_process_is_a_leader_for_others_of_its_kind(odoo, monkeypatch, evented):
+    class Asked(Exception):
+        """With the arguments of `sharing.Sharing`."""
+
+    def ask(*arguments):
+        raise Asked(*arguments)
+
+    odoo.evented = evented
+    odoo.patch.install()
+    monkeypatch.setattr(odoo.patch.sharing, "Sharing", ask)
+    with pytest.raises(Asked) as asked:
+        odoo.patch._start_listening("postgres", None)
+    assert asked.value.args[-1] is evented
+
+
+def test_a_standby_is_no_place_to_listen():
+    session = DirectSession.__new__(DirectSession)
+    session.parameters = {}
+    session.fileno = lambda: -1
+    session.examine = lambda: connection.Facts("db-02:5432", 1, False, True, "postgres", "15.3", 1000)
+    with pytest.raises(psycopg2.OperationalError, match="is a standby"):
+        session.prepare()
+
+
+def test_what_could_not_be_opened_is_closed(monkeypatch):
+    opened = types.SimpleNamespace(closed=False, poll=lambda: 1 / 0)
+    opened.close = lambda: setattr(opened, "closed", True)
+    monkeypatch.setattr(connection.psycopg2, "connect", lambda **_parameters: opened)
+    with pytest.raises(ZeroDivisionError):
+        tasks.finish(connection.Connection.opening({}))
+    assert opened.closed
+
+
+def test_a_database_is_gone_only_if_each_address_of_the_pooler_says_so():
+    gone = psycopg2.OperationalError('FATAL:  database "d1" does not exist')
+    error = psycopg2.OperationalError("of both")
+    for reasons, is_gone in (([gone, gone], True), ([gone, psycopg2.OperationalError("no answer in 5 s")], False)):
+        error.reasons = reasons
+        assert catchup._is_gone(error, "d1") is is_gone
