@@ -1,12 +1,14 @@
 """Are the simulated sockets like Linux's, and does a seed determine a run?"""
 
+import itertools
 import pathlib
 import selectors
 import socket
 import subprocess
 import sys
 
-from . import kernel, machine
+from . import kernel, machine, plan
+from .faults import KINDS
 from .kernel import Kernel, Task
 from .machine import Process
 
@@ -170,6 +172,14 @@ def test_simulated_sockets_are_like_those_of_linux():
     kernel.K.run(kernel.K.now + 100)
     assert not kernel.K.problems
     assert simulated == _Steps(_Linux).run()
+
+
+def test_each_kind_of_fault_has_its_turn_alone_with_each_other_one_and_with_all():
+    seen = {tuple(plan.kinds_of(seed)) for seed in range(2700)}
+    faults = {name for name, kind in KINDS.items() if not kind.is_setting}
+    assert {(name,) for name in KINDS} < seen
+    assert {pair for pair in itertools.combinations(sorted(KINDS), 2) if faults.intersection(pair)} < seen
+    assert any(faults < set(kinds) for kinds in seen)
 
 
 def _trace(seed):
