@@ -98,6 +98,9 @@ class Connection:
         self._check_open()
         return _Cursor(self)
 
+    def isexecuting(self):
+        return self._waiting
+
     def fileno(self):
         if self.closed == 1:
             raise psycopg2.InterfaceError("connection already closed")
@@ -145,6 +148,9 @@ class _Cursor:
 
     def fetchall(self):
         return self.connection.rows
+
+    def fetchone(self):
+        return self.connection.rows[0] if self.connection.rows else None
 
     def close(self):
         pass

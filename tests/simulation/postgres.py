@@ -57,6 +57,8 @@ class Cluster:
         #: seconds that a look-up may take
         self.slow_look_up = 0.0
         self.heartbeats = 0
+        #: called with a backend, and the seconds that a statement has waited for a lock and has taken besides
+        self.executed = lambda backend, waited, took: None
 
     # Tables
 
@@ -236,7 +238,7 @@ class Backend:
         if statements.is_look_up(parts[0]):
             seconds += kernel.K.rng.uniform(0, self.cluster.slow_look_up)
         limit = self._timeout("statement_timeout")
-        kernel.K.world.watch.executed(self, 0.0, min(seconds, limit))
+        self.cluster.executed(self, 0.0, min(seconds, limit))
         if seconds > limit:
             text = "canceling statement due to statement timeout"
             kernel.K.after(limit, lambda: self._fail(reply, "57014", text))
@@ -252,13 +254,13 @@ class Backend:
         def proceed():
             if waiting:
                 waiting.clear()
-                kernel.K.world.watch.executed(self, kernel.K.now - since, 0.0)
+                self.cluster.executed(self, kernel.K.now - since, 0.0)
                 self._proceed(parts, values, reply, rows)
 
         def give_up():
             if waiting:
                 waiting.clear()
-                kernel.K.world.watch.executed(self, kernel.K.now - since, 0.0)
+                self.cluster.executed(self, kernel.K.now - since, 0.0)
                 kind = ("55P03", "lock") if lock_limit < limit else ("57014", "statement")
                 self._fail(reply, kind[0], "canceling statement due to %s timeout" % kind[1])
 

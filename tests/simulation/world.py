@@ -50,6 +50,7 @@ class World:
                 kind.begin(self)
         self._set_limits()
         self.watch = invariants.Watch(self)
+        self.cluster.executed = self.watch.executed
 
     @property
     def title(self):
