@@ -5,7 +5,7 @@ import re
 import psycopg2
 import pytest
 
-from bus_alt_connection import check, connection, listener, lookup, supervisor, tasks
+from bus_alt_connection import catchup, check, connection, listener, lookup, supervisor, tasks
 
 # What is executed with a search_path of somebody else's.
 UNSAFE_PATH = {
@@ -86,3 +86,13 @@ def test_transactions_of_another_server_are_not_compared():
     other, by_date = ("5:5:", 2, True, [], []), ("5:5:", 2, True, ["a"], [])
     found = look_up(Answers(("public",), (True, True, False, "d1"), other, by_date))
     assert (found.channels, found.mark.moment) == (["a"], lookup.Moment("5:5:", 2))
+
+
+def test_a_look_up_begins_seconds_before_the_last_sign_of_life():
+    # The NOTIFY of what was committed before it may have been on its way to the session that was lost.
+    backlog = catchup.Backlog(None)
+    backlog.begin(0.0)
+    for at in (5.0, 100.0, 109.0, 115.0):
+        backlog.heard_up_to(lookup.Moment("100:100:", 1), at)
+    backlog.add_pending(["d1"], 120.0)
+    assert backlog._pending["d1"].since.at == 100.0
