@@ -1,6 +1,7 @@
 """A look-up executes nothing that another user of the database has defined, and reads only what it may trust."""
 
 import re
+import types
 
 import psycopg2
 import pytest
@@ -96,3 +97,14 @@ def test_a_look_up_begins_seconds_before_the_last_sign_of_life():
         backlog.heard_up_to(lookup.Moment("100:100:", 1), at)
     backlog.add_pending(["d1"], 120.0)
     assert backlog._pending["d1"].since.at == 100.0
+
+
+def test_what_a_full_feed_drops_again_is_looked_up_again(fake, options):
+    listener = types.SimpleNamespace(in_force=(None, {}), wanted={"imbus"}, dropped=0, lives=1)
+    backlog = catchup.Backlog(fake.opening)
+    watching = supervisor.Supervisor(listener, fake.opening, catchup.Databases(["d1"]), backlog, options)
+    for dropped, now in ((1, 100.0), (2, 200.0)):
+        listener.dropped = dropped
+        watching._note_changes(now)
+        assert list(backlog._pending) == ["d1"]
+        backlog._pending.clear()

@@ -3,12 +3,13 @@
 import gc
 import os
 import types
+import uuid
 import weakref
 
 import psycopg2
 import pytest
 
-from bus_alt_connection import catchup, connection, cursor, forks, tasks
+from bus_alt_connection import catchup, connection, cursor, forks, sharing, tasks
 from bus_alt_connection.cursor import ListeningConnection
 from bus_alt_connection.listener import DirectSession
 
@@ -46,6 +47,13 @@ def test_a_child_does_not_say_good_bye_for_its_parent():
     assert os.read(said, 1) == b""
     for one in (said, descriptor):
         os.close(one)
+
+
+def test_a_child_does_not_keep_the_name_of_a_leader():
+    listener = types.SimpleNamespace(database="postgres")
+    leader = sharing.Leader(listener, "\0" + uuid.uuid4().hex, 0)
+    assert leader._server in forks._of_parent
+    leader.close()
 
 
 class Resource:
