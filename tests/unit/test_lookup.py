@@ -108,3 +108,10 @@ def test_what_a_full_feed_drops_again_is_looked_up_again(fake, options):
         watching._note_changes(now)
         assert list(backlog._pending) == ["d1"]
         backlog._pending.clear()
+
+
+def test_databases_that_do_not_answer_leave_attempts_for_those_that_do():
+    backlog = catchup.Backlog(None)
+    backlog._may_fail, backlog._may_fail_at = catchup.RESERVED, 100.0
+    assert backlog._free_at(False, 100.0) == 100.0
+    assert backlog._free_at(True, 100.0) > 100.0

@@ -6,12 +6,10 @@ import types
 import uuid
 import weakref
 
-import psycopg2
 import pytest
 
-from bus_alt_connection import catchup, connection, cursor, forks, sharing, tasks
+from bus_alt_connection import cursor, forks, sharing
 from bus_alt_connection.cursor import ListeningConnection
-from bus_alt_connection.listener import DirectSession
 
 
 def test_a_fork_has_no_listener_yet(odoo, monkeypatch):
@@ -86,29 +84,3 @@ def test_only_a_gevent_process_is_a_leader_for_others_of_its_kind(odoo, monkeypa
     with pytest.raises(Asked) as asked:
         odoo.patch._start_listening("postgres", None)
     assert asked.value.args[-1] is evented
-
-
-def test_a_standby_is_no_place_to_listen():
-    session = DirectSession.__new__(DirectSession)
-    session.parameters = {}
-    session.fileno = lambda: -1
-    session.examine = lambda: connection.Facts("db-02:5432", 1, False, True, "postgres", "15.3", 1000)
-    with pytest.raises(psycopg2.OperationalError, match="is a standby"):
-        session.prepare()
-
-
-def test_what_could_not_be_opened_is_closed(monkeypatch):
-    opened = types.SimpleNamespace(closed=False, poll=lambda: 1 / 0)
-    opened.close = lambda: setattr(opened, "closed", True)
-    monkeypatch.setattr(connection.psycopg2, "connect", lambda **_parameters: opened)
-    with pytest.raises(ZeroDivisionError):
-        tasks.finish(connection.Connection.opening({}))
-    assert opened.closed
-
-
-def test_a_database_is_gone_only_if_each_address_of_the_pooler_says_so():
-    gone = psycopg2.OperationalError('FATAL:  database "d1" does not exist')
-    error = psycopg2.OperationalError("of both")
-    for reasons, is_gone in (([gone, gone], True), ([gone, psycopg2.OperationalError("no answer in 5 s")], False)):
-        error.reasons = reasons
-        assert catchup._is_gone(error, "d1") is is_gone
