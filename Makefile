@@ -14,7 +14,7 @@ ARGS ?=
 # How long "soak" and "simulate" are to take; empty: 10, and as long as its seeds need.
 MINUTES ?=
 # Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for.
-SEEDS ?= $(if $(MINUTES),1-,1-40)
+SEEDS ?= $(if $(MINUTES),1-,1-36)
 # How many tests run at a time.
 JOBS ?= 2
 # Major version of PostgreSQL, one that is installed; empty: the newest. The programs read it from the environment.
