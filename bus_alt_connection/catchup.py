@@ -44,8 +44,9 @@ FAILURES_IN_A_ROW, SILENCE = 3, 10.0
 STUCK = 10.0
 # Seconds. Odoo deletes the rows of bus_bus after a day: what is pending for longer finds nothing any more.
 PENDING_FOR = 86400.0
-# Look-ups take at most this part of the time while polling.
-SHARE_OF_TIME = 0.1
+# Look-ups take at most this part of the time while polling. But after one that was slow, the next one of that
+# database begins within so many seconds, since it may be fast.
+SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
 # Seconds since its last use after which a database is rarely polled, and how rarely.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
 # Channels given to Odoo's loop at a time, and seconds between: each may wake a client that
@@ -144,7 +145,7 @@ class Backlog(object):
         """See that each database is looked up again ``interval`` seconds after the last time.
 
         ``last_used``: as of `Databases`. The interval is longer if look-ups would take more than
-        `SHARE_OF_TIME`, and for databases that were not used for long.
+        `SHARE_OF_TIME`, but see `LONGEST_PAUSE`, and for databases that were not used for long.
         """
         self.begin(now)
         used = {database for database, at in last_used.items() if now - at < UNUSED}
@@ -153,7 +154,7 @@ class Backlog(object):
         for database, used_at in last_used.items():
             asked_at, seconds = self._asked.get(database, (now, 0.0))
             shortest = interval if now - used_at < UNUSED else max(interval, UNUSED_INTERVAL)
-            due = asked_at + max(shortest, seconds / SHARE_OF_TIME)
+            due = asked_at + max(shortest, min(seconds / SHARE_OF_TIME, LONGEST_PAUSE))
             pending = self._pending.get(database)
             if pending is None:
                 self._pending[database] = self._new(database, now, due)

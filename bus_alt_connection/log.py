@@ -94,8 +94,8 @@ class OutageLog(object):
         if event.kind == CONFIRMED:
             self._log_end(event)
         elif event.kind == MOVED:
-            # Without a limit a leader that comes and goes would fill the log.
-            if rarely(("moved", self._database, event.reason)):
+            # Without a limit, leaders that come and go would fill the log; in an outage there are other lines.
+            if self._began is None and rarely(("moved", self._database, event.reason)):
                 _logger.info("the listener of database %s moves: %s", self._database, event.reason)
         else:
             self._log_trouble(event)

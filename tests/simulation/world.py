@@ -20,8 +20,8 @@ _ALL_AT_ONCE = 45.0
 # Channels that the addon gives Odoo's loop in a second of what it has looked up, and at most for so many seconds. Each
 # outage has the last minute looked up by date, twice: when polling begins, and when it ends.
 _CHANNELS_EACH_SECOND, _MOST_PORTIONS, _LOOKED_UP_AGAIN = 50.0, 10.0, 2 * 85.0
-# Seconds that a look-up takes at most, and the part of the time that look-ups take while polling.
-_SLOWEST_LOOK_UP, _SHARE_OF_TIME = 40.0, 0.1
+# Seconds that a look-up takes at most, and from the begin of a slow one to the next one while polling.
+_SLOWEST_LOOK_UP, _LONGEST_PAUSE = 40.0, 60.0
 # Of the transactions, so many have many rows.
 _LARGE, _SIZES = 0.05, (3, 60)
 # How long what the log advises stays right after the cause has gone.
@@ -132,10 +132,10 @@ class World:
     def seconds_until_polled(self):
         """Return how long, after slow look-ups, the addon may wait for the next one while it polls.
 
-        They take at most a tenth of the time, and it does not know that the next one will be fast.
+        They take at most a tenth of the time, and the addon does not know that the next one will be fast.
         """
         is_slow = any(kind.name.endswith("slow") for kind in self.kinds)
-        return _SLOWEST_LOOK_UP / _SHARE_OF_TIME if is_slow and not self.expects_direct else 0.0
+        return _SLOWEST_LOOK_UP + _LONGEST_PAUSE if is_slow and not self.expects_direct else 0.0
 
     @property
     def now(self):

@@ -93,7 +93,8 @@ def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     assert tell(CONFIRMED, following) == ("INFO", "listening " + LISTENING.replace(" at ", " through "))
     tell(LOST, SESSION, "lost")
     clock.now += 1
-    assert tell(MOVED, None, "process 7 is gone")[0] == "INFO"
+    # The lines on the outage say enough: each leader that is tried and left would give another one.
+    assert tell(MOVED, None, "process 7 is gone") is None
     clock.now += 1
     assert tell(FAILED, None, "refused") is None
     # The move is none of the attempts.

@@ -199,6 +199,17 @@ def test_databases_are_polled_as_often_as_is_set_but_take_a_tenth_of_the_time(se
     assert fewest <= len(watched.fake.asked) <= most
 
 
+def test_after_a_slow_look_up_the_next_one_begins_within_a_minute(settled):
+    watched = settled(databases=names(1))
+    watched.fake.takes = 20
+    watched.lose()
+    watched.live(60)
+    watched.fake.takes = 0.03
+    watched.fake.asked.clear()
+    watched.live(catchup.LONGEST_PAUSE + 5)
+    assert watched.fake.asked
+
+
 def test_a_database_that_is_not_used_is_polled_rarely_until_it_is(settled):
     watched = settled(databases=names(2))
     watched.lose()
