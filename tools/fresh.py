@@ -28,6 +28,7 @@ from stack import guard
 from stack.archive import CACHE
 from stack.commands import run, say
 from stack.debian import find_mirror
+from stack.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = CACHE / "fresh"
@@ -82,7 +83,8 @@ def system(suite):
                 run(["cp", "--recursive", "--parents", path, folder])
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Those that are just dying may still write into it.
+        wait_until(lambda: shutil.rmtree(folder, ignore_errors=True) or not folder.exists(), 60, "%s to go" % folder)
         guard.forget(folder)
 
 
@@ -99,17 +101,11 @@ def variables():
 
 
 def call(folder, command, output):
-    """Run a command line of sh in the clone in a system; return its exit code, 124 after :data:`DEADLINE` seconds."""
+    """Run a command line of sh in the clone in a system; return its exit code, None after :data:`DEADLINE` seconds."""
     inside = [_INSIDE, "sh", folder, "sh", "-c", "cd /%s && %s" % (_PLACE, command)]
-    with open(output, "w") as log:
-        done = subprocess.run(
-            ["timeout", str(DEADLINE), *_ENTER, *inside],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=variables(),
-        )
-    return done.returncode
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": variables(), "timeout": DEADLINE}
+    with open(output, "w") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run([*_ENTER, *inside], stdout=log, **options).returncode
 
 
 def try_system(suite):
