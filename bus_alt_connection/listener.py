@@ -591,7 +591,9 @@ class Backoff(object):
     """
 
     def __init__(self):
-        self._interval = 0.0
+        #: the last delays, in seconds: after sessions that were lost, and after attempts that failed
+        self._after_losses = 0.0
+        self._after_failures = 0.0
         self._budget = float(IMMEDIATE_RECONNECTS)
         self._filled_at = time.monotonic()
 
@@ -605,11 +607,20 @@ class Backoff(object):
         self._budget += (now - self._filled_at) / SECONDS_PER_RECONNECT
         self._budget = min(self._budget, float(IMMEDIATE_RECONNECTS))
         self._filled_at = now
-        if lasted is not None and lasted > LONGEST_DELAY:
-            self._interval = 0.0
+        if lasted is None:
+            self._after_failures = delay = _longer(self._after_failures)
+            return max(delay * random.uniform(0.5, 1) - took, 0.0)
+        # The server was there. If it restarts several times, the delays begin anew each time.
+        self._after_failures = 0.0
+        if lasted > LONGEST_DELAY:
+            self._after_losses = 0.0
             return 0.0
-        if lasted is not None and self._budget >= 1:
+        if self._budget >= 1:
             self._budget -= 1
             return 0.0
-        self._interval = min(max(FIRST_DELAY, 2 * self._interval), LONGEST_DELAY)
-        return max(self._interval * random.uniform(0.5, 1) - took, 0.0)
+        self._after_losses = delay = _longer(self._after_losses)
+        return max(delay * random.uniform(0.5, 1) - took, 0.0)
+
+
+def _longer(delay):
+    return min(max(FIRST_DELAY, 2 * delay), LONGEST_DELAY)

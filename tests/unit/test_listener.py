@@ -258,6 +258,15 @@ def test_lost_sessions_are_replaced_at_once_while_the_budget_lasts(now):
     assert 0 < backoff.after(0.05, 0.0) <= 0.1
 
 
+def test_after_each_of_several_restarts_the_delays_begin_anew(now):
+    backoff = Backoff()
+    for _ in range(5):
+        assert backoff.after(3.0, 3.0) == 0
+        refused = [backoff.after(None, 0.0) for _ in range(4)]
+        assert 0 < refused[0] <= 0.1 and 0.4 <= refused[-1] <= 0.8
+        now[0] += SECONDS_PER_RECONNECT
+
+
 def test_the_delay_doubles_up_to_5_s_at_random_and_an_attempt_is_part_of_it():
     delays = []
     for _ in range(200):
