@@ -12,10 +12,10 @@ Each option is looked for in this order; an empty value counts as unset:
 ``HOST`` may be any libpq keyword: ``PORT``, ``USER``, ``SSLMODE`` and so on,
 see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 
-``NAME``, as some versions of OCA's addon have it, means ``DBNAME``.
+``NAME``, which some versions of OCA's addon use, means ``DBNAME``.
 
-They fail closed: a wrong one may be what was to protect the connection, so there is
-none until it is mended. What libpq itself refuses, it refuses when it connects.
+Options fail closed: the wrong option may be the one that protects the connection, so no
+listener connects until it is corrected. libpq checks most values when it connects.
 """
 
 import difflib
@@ -27,21 +27,20 @@ from psycopg2 import extensions
 
 from .log import SECRETS, redact
 
-# Of the options that are no keyword of libpq. Seconds within which a listener that no longer
-# hears itself is found out, and between two looks into bus_bus while nobody listens; and
-# whether the processes of a machine listen through one of them.
+# The addon's own options: seconds until a listener that receives nothing is noticed, seconds between two
+# look-ups of bus_bus while nothing listens, and whether the processes of a machine share a direct connection.
 DEFAULTS = {"check_interval": 60.0, "poll_interval": 5.0, "share": True}
-# An option that is wrong must not make a process share what it was told to keep for itself.
+# Used if the value is wrong. A process that was possibly told not to share must not share.
 _IF_WRONG = dict(DEFAULTS, share=False)
-# All that some series of Odoo takes as a boolean, on the command line or in odoo.conf.
+# Every text that a series of Odoo accepts as a boolean, on the command line or in odoo.conf.
 _BOOLEANS = dict.fromkeys("1 t true y yes on".split(), True)
 _BOOLEANS.update(dict.fromkeys("0 f false n no off".split(), False))
 _ALIASES = {"db_name": "db_dbname"}
 
-# Any of these says where PostgreSQL is.
+# Each of these keywords can say where PostgreSQL is.
 PLACES = ("host", "hostaddr", "port", "service")
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# What people misspell, to tell them what they meant. Which keywords there are, libpq knows.
+# Keywords to propose for a misspelt one. libpq itself decides which keywords exist.
 _USUAL = (
     "host hostaddr port service dbname user password passfile sslmode sslrootcert sslcert sslkey sslpassword sslcrl"
     " connect_timeout channel_binding require_auth target_session_attrs application_name gssencmode options"
@@ -49,20 +48,20 @@ _USUAL = (
 _DSN = re.compile(r"://|(password|secret|_key)\s*=", re.IGNORECASE)
 # An IPv6 address has at least two colons; the path of a socket begins with a slash, the name of an abstract one with @.
 _HOST_WITH_PORT = re.compile(r"([^:/@\[][^:]*|\[.*\]):[^:]*\Z")
-# The variables that Kubernetes sets in each pod for a Service that is called "imdispatcher-db" or the like.
+# Match the variables that Kubernetes sets in each pod for a Service that is called "imdispatcher-db" or the like.
 _OF_SERVICE = re.compile(r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_addr|_port|_proto)?)\Z")
 _PORT_OF_SERVICE = re.compile(r"(tcp|udp|sctp)://")
 _REFUSED = "No listener connects until that is mended"
 
 
 class Settings(object):
-    """What was configured, and what is wrong with it.
+    """The configured options, and what is wrong with them.
 
     ``connection``: libpq keyword -> value, as configured for listeners only;
-    ``system_database``: for both ways, what stands for ``postgres``; None: nothing does;
+    ``system_database``: the database that replaces ``postgres`` for pooled and direct connections, or None;
     ``check_interval`` and ``poll_interval``: seconds, 0 for off; ``share``: a bool;
-    ``errors`` and ``warnings``: what an operator has to be told, a line each, without
-    any value; ``refused``: the names of the options for which nothing must connect.
+    ``errors`` and ``warnings``: lines for the operator, none of which has the value of an option;
+    ``refused``: the names of wrong options, because of which no listener may connect.
     """
 
     def __init__(self):
@@ -76,25 +75,26 @@ class Settings(object):
         return any(place in self.connection for place in PLACES)
 
     def parameters(self, own):
-        """Return the libpq keywords for a listener; raise ``psycopg2.OperationalError`` if there are none.
+        """Return the libpq keywords for a listener. Raises ``psycopg2.OperationalError`` if options are refused.
 
-        ``own`` is what Odoo itself would connect with. Its ``dbname`` is kept: whoever listens
-        elsewhere than Odoo sends hears nothing.
+        ``own`` has the keywords with which Odoo itself connects. Its ``dbname`` is kept, since a listener
+        has to be in the database in which Odoo sends.
         """
         if self.refused:
             raise psycopg2.OperationalError("options are wrong, see the ERROR on each at the start of Odoo")
-        # What Odoo pools and what listens must be told apart in pg_stat_activity.
+        # The name distinguishes listeners from Odoo's other connections in pg_stat_activity.
         parameters = dict(own, application_name="odoo-listener-%d" % os.getpid())
         if "hostaddr" in self.connection or "service" in self.connection:
-            # The name that goes with it is not the pooler's.
+            # Odoo's own host names the pooler, to which this address does not belong.
             parameters.pop("host", None)
         if "service" in self.connection:
             parameters.pop("port", None)
-            # libpq's own default is no weaker: they would only keep a service from asking for more.
+            # Modes up to "prefer" are not stronger than libpq's default, but would override a stronger mode of
+            # the service.
             if parameters.get("sslmode") in SSLMODES[: SSLMODES.index("prefer") + 1]:
                 del parameters["sslmode"]
         if "passfile" in self.connection:
-            # libpq reads the file only if it has no password: neither Odoo's own nor that of PGPASSWORD.
+            # libpq reads the file only if it has no other password. This drops Odoo's own and hides PGPASSWORD.
             parameters["password"] = ""
         parameters.update(self.connection)
         return parameters
@@ -103,8 +103,8 @@ class Settings(object):
 def read(environ, options, db_system=None):
     """Return the `Settings` found in ``environ`` and ``options``.
 
-    ``options`` is a mapping of odoo.conf's ``[options]``; ``db_system`` the value of Odoo's own
-    option of that name, None if it has none. Nothing is raised: what is wrong is named in ``errors``.
+    ``options`` is a mapping of odoo.conf's ``[options]``. ``db_system`` is the value of Odoo's own
+    option of that name, None if it has none. Raises nothing; ``errors`` names what is wrong.
     """
     settings = Settings()
     found = _collect(environ, options, settings)
@@ -148,7 +148,8 @@ def _collect(environ, options, settings):
         for name in sorted(name for name in source if name.startswith(prefix)):
             option, value = name[len(prefix) :].lower(), str(source[name])
             option = _ALIASES.get(option, option)
-            # Mounted files and templates leave blanks and line ends.
+            # Values from mounted files and templates may have blanks and line ends around them. In a password they
+            # may be intended.
             if option[len("db_") :] not in SECRETS:
                 value = value.strip()
             # Odoo writes an unset option as False.
@@ -161,7 +162,7 @@ def _collect(environ, options, settings):
 
 
 def _refuse_variables_of_kubernetes(found, settings):
-    """Move the variables of a Kubernetes Service from ``found`` to ``settings.refused``; all get one line."""
+    """Move the variables of a Kubernetes Service from ``found`` to ``settings.refused``; report them in one line."""
     refused = []
     for option, (name, value) in sorted(found.items()):
         is_port = option == "port" or option.endswith("_port")
@@ -177,7 +178,7 @@ def _refuse_variables_of_kubernetes(found, settings):
 
 
 def _set_own(option, name, value, settings):
-    """Set an option that is no keyword of libpq; if its value is wrong, say so and use another value."""
+    """Set one of the addon's own options. If its value is wrong, report that and use another value."""
     meaning = _meaning(option, value)
     if meaning is None:
         meaning = _IF_WRONG[option]
@@ -188,10 +189,10 @@ def _set_own(option, name, value, settings):
 
 
 def _meaning(option, value):
-    """Return the bool or the number that a text stands for; None: it stands for neither."""
+    """Return the bool or the number that ``value``, a text, stands for; None if it stands for neither."""
     if option == "share":
         return _BOOLEANS.get(value.lower())
-    # Not float(): that takes nan and inf.
+    # float() alone would accept nan and inf.
     if re.match(r"[0-9]*\.?[0-9]+(e[0-9])?\Z", value) and float(value) < 1e6:
         return float(value)
     return None
@@ -209,7 +210,7 @@ def _problem(keyword, value):
     """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
-    # These would turn up in messages of the server, cut short, password included.
+    # The server's messages would quote such a value as a name. They truncate it, so `redact` may miss the password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in an option each."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):
@@ -217,7 +218,7 @@ def _problem(keyword, value):
     if keyword == "sslmode" and value not in SSLMODES:
         nearest = difflib.get_close_matches(value.lower(), SSLMODES, n=1)
         return "is not an sslmode. Did you mean %s?" % (nearest or SSLMODES[-1:])[0]
-    # Ours to read: libpq does not when it connects without blocking.
+    # The addon applies this timeout itself, since libpq does not when it connects without blocking.
     if keyword == "connect_timeout" and not re.match(r"-?[0-9]{1,9}\Z", value):
         return "is not a whole number of seconds."
     return None
@@ -229,6 +230,6 @@ def _meant(option, name):
     if not nearest:
         return "is not an option. Unset it."
     if option in options:
-        return "is not known to this libpq. Unset it, or install a psycopg2 with a newer one."
+        return "is not known to this libpq. Unset it, or install a psycopg2 that has a newer libpq."
     meant = name[: len(name) - len(option)].lower() + nearest[0]
     return "is not an option. Did you mean %s?" % (meant if name.islower() else meant.upper())
