@@ -2,10 +2,10 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Look up in one database's bus_bus what was sent while nobody listened.
 
-Odoo's bus keeps what it sends as rows of ``bus_bus`` and NOTIFYs no more than the
-channels, so the channels of the rows that came since are what the NOTIFYs would
-have said. Rows are told by the transaction that wrote them: a long transaction
-commits late, so neither ids nor dates come in the order in which rows appear.
+Odoo's bus stores messages as rows of ``bus_bus``, and its NOTIFY names only their
+channels. So the channels of new rows are what the missed NOTIFYs contained.
+Transaction ids show which rows are new: a long transaction commits late, so rows
+do not become visible in the order of their ids or dates.
 """
 
 import collections
@@ -15,23 +15,23 @@ import psycopg2
 
 from .payload import quote
 
-# Seconds. How far back by date, besides, when the past is not known for sure: at
-# the start, and after a failover, where transaction ids may have been set back.
+# Seconds. A look-up goes so much further back by date when transaction ids prove nothing: at the start,
+# and after a failover, which may have set them back.
 OVERLAP = 60.0
-# Rows that are committed later than others with a higher id are at most this many rows behind them.
+# The most rows with higher ids that may become visible before a given row.
 LATE_ROWS = 100000
 # Rows beyond `LATE_ROWS` that a look-up reads at first, and the factor by which it goes further back.
 NEW_ROWS, FURTHER = 10000, 10
 
-# What is executed must be found in pg_catalog alone: whoever may create objects in a schema of
-# the search_path can define an operator or function that matches a call better, which then runs
-# as Odoo's role. The name bus_bus is the exception, since it has to mean the table that Odoo
-# uses. Odoo goes by the search_path that is configured for the role and database; that of a
-# pooled connection may be what another client has left there, such as pg_dump an empty one. So
-# there are two steps: a qualified query finds the table by name, with the configured path; then
-# everything else has pg_catalog as its path. pg_temp is named last, or it would be searched first.
+# Everything that is executed must resolve in pg_catalog alone. A user who may create objects in a schema
+# of the search_path can define an operator or function that matches a call more exactly, and PostgreSQL
+# would run it as Odoo's role. The name bus_bus is the exception, since it has to mean the table that Odoo
+# uses. Odoo uses the search_path that is configured for the role and database. A pooled connection may
+# have one that another client left there; pg_dump leaves an empty one. So there are two steps: a qualified
+# query finds the table by name, with the configured path; then everything else has pg_catalog as its path.
+# pg_temp is named last, or PostgreSQL would search it first.
 #
-# SET LOCAL needs no function. "BEGIN READ ONLY" would make some poolers go to a standby.
+# Unlike set_config(), SET LOCAL calls no function. Some poolers would send "BEGIN READ ONLY" to a standby.
 _BEGIN = """
     BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL transaction_read_only = on; SET LOCAL row_security = off;
     SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; SET LOCAL search_path TO DEFAULT
@@ -46,8 +46,8 @@ _LOCK = "SET LOCAL search_path = pg_catalog, pg_temp; LOCK TABLE TABLE_NAME IN A
 # What reading from a table may execute, besides the query: the rule of a view; the policies of row security
 # (with row_security = off they are an error instead); casts and operators of a column's own type; and, as the
 # query is planned, immutable functions in the table's indexes and constraints. Triggers and defaults are not
-# executed; virtual generated columns can't use functions of users. All of it is the table owner's choice. So the
-# owner must be one whom Odoo's role trusts anyway: itself, a role that it belongs to, or a superuser.
+# executed; virtual generated columns can't use functions of users. The owner of the table decides on all of these.
+# So the owner must be a role that Odoo's role trusts anyway: itself, a role that it belongs to, or a superuser.
 _CHECK = """
     SELECT bus.relkind IN ('r', 'p') AND bus.relpersistence <> 't',
            pg_has_role(bus.relowner, 'USAGE') OR (SELECT rolsuper FROM pg_roles WHERE oid = bus.relowner),
@@ -57,17 +57,19 @@ _CHECK = """
 # Milliseconds to wait for a lock. VACUUM holds one for moments, a module update for minutes.
 _LOCK_TIMEOUT = 200
 
-# A server is told from any other, a restarted or promoted copy included, by when it was started; `connection.Facts`
-# has the same value.
+# The start time identifies a server: a restarted server or a promoted copy has another one. `connection.Facts` has
+# the same value.
 STARTED = "(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
-# Transaction ids of rows have 32 bits, those of today 64.
+# A row has the lower 32 bits of its transaction id, see "Transactions and Identifiers" in PostgreSQL's documentation.
+# This adds the upper ones: the id is the highest one up to `next` that has these lower bits.
 _TXID = "next - (next - xmin::text::bigint) %% 4294967296"
-# A snapshot does not know the subtransactions (savepoints) under way, and takes their
-# rows for visible. So all that came after its oldest transaction is new, but for those
-# rows that are known by their id: the last column, when it was asked last.
-# There is no index on anything but the id, and Odoo keeps a day of rows. So the query reads
-# back from the highest id, and says whether it went far enough: whether LATE_ROWS rows in a
-# row, or none at all, are older than what it has found. On one line, for the server's log.
+# A snapshot does not list the subtransactions (savepoints) under way, and treats their rows as visible. So all
+# rows from the snapshot's oldest transaction on count as new, except those whose ids the previous look-up returned
+# in its last column.
+#
+# Only the id has an index, and Odoo keeps rows for a day. So the query reads backwards from the highest id. Its
+# third column says whether it read far enough: LATE_ROWS rows beyond the oldest row that it found, or the whole
+# table. All queries are put on one line for the server's log.
 _MISSED = """
     WITH today AS (
         SELECT snapshot, txid_snapshot_xmin(snapshot) AS oldest, txid_snapshot_xmax(snapshot) AS next,
@@ -99,19 +101,20 @@ _BEGIN, _FIND, _CHECK, _MISSED, _DATABASES = (
 _DATABASES = _DATABASES.replace("STARTED", STARTED)
 _MISSED = _MISSED.replace("TXID", _TXID).replace("STARTED", STARTED)
 
-#: a snapshot (a text) of a server, which is told by when it was `STARTED`
+#: ``snapshot``: a text; ``started``: when the server of the snapshot was started, which identifies it, see `STARTED`
 Moment = collections.namedtuple("Moment", "snapshot started")
-#: what is known up to a moment: monotonic seconds, `Moment`, ids of rows beyond the snapshot that are known
+#: up to where rows are known: ``at``: monotonic seconds; ``moment``: a `Moment`; ``known``: the ids of later rows that
+#: are known as well
 Mark = collections.namedtuple("Mark", "at moment known")
-#: what a look-up found: channels that got rows, as JSON texts; the new `Mark`, None if there is no table bus_bus;
-#: the name that the server has for the database
+#: what a look-up found: ``channels`` that got rows, as JSON texts; ``mark``: the new `Mark`, None if there is no
+#: table bus_bus; ``database``: the name that the server has for the database
 Found = collections.namedtuple("Found", "channels mark database")
 
 
 def looking_up(opened, since, overlap, timeout, now):
     """A task: return what database ``opened`` got since the `Mark` ``since``, as `Found`.
 
-    ``overlap``: go further back by date as well; ``timeout``: seconds for each statement in the server;
+    ``overlap``: whether to go further back by date as well; ``timeout``: seconds for each statement in the server;
     ``now``: monotonic seconds. Raises ``psycopg2.Error``.
     """
     try:
@@ -125,7 +128,7 @@ def looking_up(opened, since, overlap, timeout, now):
         return found
     except psycopg2.Error as error:
         if has_answered(error):
-            # The pooler would throw away a server connection that is left within a transaction.
+            # End the transaction: a pooler closes a server connection whose client leaves in the middle of one.
             with contextlib.suppress(psycopg2.Error):
                 yield from opened.asking("ROLLBACK")
         raise
@@ -139,7 +142,7 @@ def listing(opened):
 
 
 def has_answered(error):
-    """Return whether the server itself has answered, so that the way there works."""
+    """Return whether ``error`` is an answer of the server, which proves that the path to it works."""
     return bool(getattr(error, "sqlstate", None)) or not isinstance(error, psycopg2.OperationalError)
 
 
@@ -167,7 +170,7 @@ def _finding(opened, timeout):
 def _reading(opened, table, since, overlap, timeout, now):
     """A task: return the channels that got rows in ``table``, and the `Mark` that this sets."""
     query = _MISSED.replace("TABLE_NAME", table.replace("%", "%%"))
-    # Those that are known are found again.
+    # The query reads the known rows again.
     rows = NEW_ROWS + len(since.known)
     by_date = {"since": None, "known": [], "overlap": now - since.at + OVERLAP}
     if since.moment.snapshot is None:
@@ -181,7 +184,8 @@ def _reading(opened, table, since, overlap, timeout, now):
         answer = yield from opened.asking_row(query, values, 5, timeout + 1)
         snapshot, started, is_complete, channels, known = answer
         if where is not by_date and started != since.moment.started:
-            # Another server numbers transactions differently; one that is behind may have passed the mark by now.
+            # Transaction ids of another server can't be compared, even if they are higher than the mark: a server that
+            # was behind may have passed it by now.
             where = by_date
         elif not is_complete:
             rows *= FURTHER
