@@ -1,12 +1,12 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Which databases are to be looked up, when, and how many at a time; see `lookup` for how.
+"""Decide which databases to look up, when, and how many at a time; `lookup` does it.
 
 Look-ups run side by side in one thread, as `tasks`, so that a database that does not
-answer delays no other. Databases that answered last time have most of the places, and
-little time. The others have fewer places and more time, and are asked ever more rarely.
-All together may fail some times in a row; once they have, as when the pooler itself is
-away, look-ups are few until one succeeds.
+answer delays no other. Most look-ups that run at a time are for databases that answered
+last time, and these get little time. The others get more time, but fewer run at a time,
+and they are repeated less and less often. After many failures, as when the pooler itself
+is away, look-ups are rare until one succeeds.
 
 Only conclusive evidence ends a pending look-up without an answer, see `Backlog.forget`.
 """
@@ -25,44 +25,46 @@ from .lookup import Mark, Moment
 
 _logger = logging.getLogger(__name__)
 
-# Seconds. NOTIFY follows the commit of its rows in a transaction of its own: rows
-# this much older than a snapshot may still have their NOTIFY before them.
+# Seconds. Odoo commits rows first and sends their NOTIFY in another transaction, so the NOTIFY of rows that a
+# snapshot shows may come so much later.
 MARGIN = 10.0
-# Seconds for one look-up, in the server too: of a database that answered in time last time, of any other.
+# Seconds that each statement of a look-up may take in the server, and about as many for the look-up as a whole: for
+# a database that answered in time last time, and for any other.
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
-# How many look-ups of either kind run at a time.
+# How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
 # Seconds until a database that did not answer is asked again, doubling.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
-# So many look-ups may get no answer at once, and so many each second. Some are reserved for
+# How many look-ups may fail to get an answer: at first, and in each second afterwards. Some of these are reserved for
 # databases that answered last time.
 FAILURES, FAILURES_EACH_SECOND, RESERVED = 50, 0.5, 10
-# The pooler seems to be away if so many databases in a row fail that answered last time, and none
-# has answered for so many seconds.
+# The pooler counts as away if so many look-ups in a row failed, all of databases that answered last time, and no
+# database has answered for so many seconds.
 FAILURES_IN_A_ROW, SILENCE = 3, 10.0
-# Seconds after which a look-up that fails is worth a line of the log.
+# Seconds after which the log mentions a database whose look-ups fail.
 STUCK = 10.0
-# Seconds. Odoo deletes the rows of bus_bus after a day: what is pending for longer finds nothing any more.
+# Seconds. Odoo deletes the rows of bus_bus after a day, so a look-up that was pending for longer would find nothing.
 PENDING_FOR = 86400.0
-# Look-ups take at most this part of the time while polling. But after one that was slow, the next one of that
-# database begins within so many seconds, since it may be fast.
+# Look-ups take at most this part of the time while polling. But a database whose look-up was slow is looked up again
+# within LONGEST_PAUSE seconds, since the next look-up may be fast.
 SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
-# Seconds since its last use after which a database is rarely polled, and how rarely.
+# Seconds after its last use from which on a database is rarely polled, and seconds between two of these polls.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
-# Channels given to Odoo's loop at a time, and seconds between: each may wake a client that
-# needs a cursor. If there are very many, there are at most so many portions.
+# How many channels Odoo's loop gets at a time, and the seconds in between, since each channel may wake clients that
+# need cursors. Very many channels make larger portions instead of more than MOST_PORTIONS.
 PORTION, PAUSE, MOST_PORTIONS = 10, 0.2, 50
 
 #: ``since``: `Mark` from which on rows may have been missed; ``overlap``: whether to go further back by date as well;
 #: ``added``, ``due``: monotonic seconds; ``delay``: seconds to wait if it fails; ``error``: why it failed last,
-#: or None; ``failing``: since when, monotonic seconds; ``too_slow``: how often the server did not read it all in time
+#: or None; ``failing``: since when, monotonic seconds; ``too_slow``: how often the server could not read all rows in
+#: time
 _Pending = collections.namedtuple("_Pending", "since overlap added due delay error failing too_slow")
 
 
 class Databases(set):
-    """The databases that Odoo works on, and when it last did.
+    """The databases that Odoo uses, and when it last did.
 
-    ``add(name)`` is that of a set, since every cursor of Odoo calls it. Any thread may.
+    ``add(name)`` is that of a set, which is fast: Odoo calls it as it opens cursors. Any thread may call it.
     """
 
     def __init__(self, names=()):
@@ -70,8 +72,8 @@ class Databases(set):
         self._used = {}
 
     def last_used(self, now):
-        """Return ``{name: monotonic seconds}``; a database that was added since the last call was used now."""
-        # A copy, made in one step: other threads add to it.
+        """Return ``{name: monotonic seconds}``; a database that was added since the last call counts as used now."""
+        # list() copies the set in one step, while other threads add to it.
         added = list(self)
         self.difference_update(added)
         for name in added:
@@ -85,7 +87,7 @@ class Databases(set):
 
 
 class Backlog(object):
-    """The databases that are pending, and what is known of each; one for each process.
+    """The pending databases, and what is known about each. Each process has one backlog.
 
     ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
     Each database has marks of its own: one that stays pending does not affect the others.
@@ -94,7 +96,7 @@ class Backlog(object):
     def __init__(self, opening):
         self._opening = opening
         self._began = None
-        #: marks of when all was heard, in all databases of the cluster
+        #: marks up to which all notifications were received, in all databases of the cluster
         self._heard = collections.deque(maxlen=20)
         #: database -> mark of its last look-up
         self._marks = {}
@@ -107,12 +109,12 @@ class Backlog(object):
         self._pending = {}
         #: database -> whether its look-up under way is of the slow kind
         self._in_flight = {}
-        # Of the databases that were asked: those that answered last time, and those that did not do so in time.
+        # The databases that answered the last look-up, and those that did not answer it in time.
         self._answered, self._slow = set(), set()
         self._gone = set()
-        #: how many failed in a row though they had answered before, and monotonic seconds of the last answer
+        #: how many look-ups in a row failed for databases that answered before; monotonic seconds of the last answer
         self._failures, self._answered_at = 0, 0.0
-        #: how many more may fail, as of so many monotonic seconds
+        #: how many more look-ups may fail, and the monotonic seconds at which that was so
         self._may_fail, self._may_fail_at = FAILURES, 0.0
         self._lock = threading.Lock()
 
@@ -122,30 +124,30 @@ class Backlog(object):
             self._began = now
 
     def heard_up_to(self, moment, now):
-        """Take note that all rows that ``moment``, a `Moment`, shows have been notified, or are about to be.
+        """Note that the NOTIFY of all rows that are visible at ``moment``, a `Moment`, was received or is on its way.
 
-        Snapshots hold for all databases of a cluster. Databases that are pending stay so.
+        A snapshot applies to all databases of a cluster. Pending databases stay pending.
         """
         self._heard.append(Mark(now, moment, []))
 
     def add_pending(self, databases, now, afresh=False):
-        """Rows may have been missed up to now: look up ``databases`` at once, or when their delay is over.
+        """Plan a look-up of ``databases``, since rows may have been missed: at once, or when their delay is over.
 
-        ``afresh``: the server is just back: look up at once, and further back by date as well.
+        ``afresh``: whether the server has just come back. Then look up at once, and further back by date as well.
         """
         self.begin(now)
         for database in databases:
             pending = self._pending.get(database) or self._new(database, now, now)
             if afresh or pending.error is None:
                 pending = pending._replace(due=min(pending.due, now))
-            # A new tuple, by which a look-up under way finds out that it may have begun too early.
+            # A look-up under way notices by the new tuple that it may have begun too early.
             self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
 
     def poll(self, last_used, interval, now):
-        """See that each database is looked up again ``interval`` seconds after the last time.
+        """Make each database due ``interval`` seconds after its last look-up.
 
-        ``last_used``: as of `Databases`. The interval is longer if look-ups would take more than
-        `SHARE_OF_TIME`, but see `LONGEST_PAUSE`, and for databases that were not used for long.
+        ``last_used``: what `Databases.last_used` returns. The interval is longer for databases that have not
+        been used for a long time, and if look-ups would take more than `SHARE_OF_TIME`; see `LONGEST_PAUSE`.
         """
         self.begin(now)
         used = {database for database, at in last_used.items() if now - at < UNUSED}
@@ -163,18 +165,18 @@ class Backlog(object):
                 self._pending[database] = pending._replace(due=due)
 
     def forget(self, database):
-        """The database does not exist any more.
+        """Forget a database that no longer exists.
 
-        This needs conclusive evidence. PostgreSQL's own words "database does not exist" are, on the way
-        of that very look-up; PgBouncer's "no such database" is not, since its configuration may be
-        incomplete. Neither is a list of databases, unless that way is known to have led to a
-        database of this name on the very server that the list is of, see `forget_missing`. Without
-        such evidence a database is pending for `PENDING_FOR`, and is asked ever more rarely.
+        The caller needs conclusive evidence. PostgreSQL's error "database does not exist" is conclusive if
+        the look-up itself got it. PgBouncer's "no such database" is not, since its configuration may be
+        incomplete. A list of databases is conclusive only if an earlier look-up reached a database of this
+        name on the server that gave the list, see `forget_missing`. Without such evidence a database stays
+        pending for `PENDING_FOR`, and is asked less and less often.
 
-        A database without a table bus_bus is evidence as well, given the search_path that Odoo uses: nothing
-        can have been sent from there. A module update replaces a table in one transaction, so that nobody sees
-        the database without it; and while a restore is under way, nothing is sent that would have to be looked up.
-        But the mark of the database does not move.
+        A database without a table bus_bus, given the search_path that Odoo uses, is not pending either: nothing
+        can have been sent from there. A module update replaces a table in one transaction, so nobody sees the
+        database without it; and during a restore nothing is sent that would have to be looked up. But such a
+        database is not forgotten, and keeps its mark.
         """
         for known in (self._pending, self._marks, self._reached, self._asked, self._took):
             known.pop(database, None)
@@ -183,7 +185,7 @@ class Backlog(object):
         self._gone.add(database)
 
     def forget_missing(self, names, started):
-        """Forget databases that fail, and are not among ``names``, all those of the server of that start."""
+        """Forget failing databases that no longer exist: ``names`` has all of the server that ``started`` then."""
         failing = [database for database, pending in list(self._pending.items()) if pending.error is not None]
         for database in failing:
             if database not in names and self._reached.get(database) == (database, started):
@@ -195,12 +197,12 @@ class Backlog(object):
         return gone
 
     def stuck(self, now):
-        """Return ``{database: error}`` of those that have been failing for `STUCK` seconds."""
+        """Return ``{database: error}`` of the databases that have been failing for `STUCK` seconds."""
         pending = list(self._pending.items())
         return {name: each.error for name, each in pending if each.error is not None and now - each.failing >= STUCK}
 
     def too_large(self):
-        """Return the databases whose bus_bus could not be read in time, several times."""
+        """Return the databases whose bus_bus the server could not read in time, at least twice."""
         return sorted(name for name, each in list(self._pending.items()) if each.too_slow > 1)
 
     @property
@@ -210,26 +212,27 @@ class Backlog(object):
         return bool(self._answered) and not is_away
 
     def next_due(self, now):
-        """Return the monotonic seconds at which `start` has something to do; infinite: never.
+        """Return the monotonic seconds at which `start` has something to do; infinite if it has nothing to do.
 
-        The end of a look-up under way may be a reason, too.
+        Call `start` as well whenever a look-up ends.
         """
         due = float("inf")
         free_at = {is_slow: self._free_at(is_slow, now) for is_slow in (False, True)}
         for database, pending in list(self._pending.items()):
-            # What is under way ends before that, unless it is another supervisor's that ends itself.
+            # A look-up under way causes a call of `start` when it ends, unless its supervisor is ending as well.
             at = now + LONGEST_DELAY if database in self._in_flight else free_at[database in self._slow]
             due = min(due, max(at, pending.due))
         return due
 
     def start(self, running, deliver, now):
-        """Start the look-ups that are due, and that there is a place for, as tasks of ``running``, a `tasks.Tasks`.
+        """Start the due look-ups that may run now, as tasks of ``running``, a `tasks.Tasks`.
 
-        ``deliver(channels)`` is called with channels that got rows, as JSON texts; it
-        returns whether it took them, else the database stays pending.
+        ``deliver(channels)`` gets the channels of new rows, as JSON texts, and returns whether it
+        accepted them. If it did not, the database stays pending.
         """
         began = time.monotonic()
-        # The resolver of host names may block: then other steps come before the next look-up.
+        # Resolving a host name may block the thread. If it does, leave the other look-ups for later, so that other
+        # steps have their turn.
         while time.monotonic() < began + QUICK_TIMEOUT:
             with self._lock:
                 database = self._next(now)
@@ -243,19 +246,19 @@ class Backlog(object):
 
     def _new(self, database, now, due):
         asked = self._marks.get(database, Mark(self._began, Moment(None, None), []))
-        # A notification may have been on its way to a listener already lost: only
-        # what was heard well before the last sign of life is sure.
+        # The listener may have been lost while a notification was on its way. So rely only on marks that are well
+        # before the last one.
         heard = list(self._heard)
         sure = [mark for mark in heard if mark.at <= heard[-1].at - MARGIN]
         since = max(sure + [asked], key=lambda mark: mark.at)
         return _Pending(since, False, now, due, FIRST_DELAY, None, None, 0)
 
     def _free_at(self, is_slow, now):
-        """Return when a look-up of that kind may start, as far as is known now."""
+        """Return the monotonic seconds at which a look-up of that kind may start, as far as is known now."""
         under_way = list(self._in_flight.values())
         if under_way.count(is_slow) >= (SLOW_AT_ONCE if is_slow else QUICK_AT_ONCE):
             return now + LONGEST_DELAY
-        # All that is under way may fail as well.
+        # Each look-up under way may fail as well.
         needed = 1 + len(under_way) + (RESERVED if is_slow else 0)
         return now + max(needed - self._allowance(now), 0) / FAILURES_EACH_SECOND
 
@@ -275,7 +278,7 @@ class Backlog(object):
     # Look up ----------------------------------------------------------------------
 
     def _looking_up(self, database, pending, deliver, now, clock):
-        """A task: look up ``database``, deliver what is found, and take note of the result."""
+        """A task: look up ``database``, deliver what is found, and note the result."""
         began, at = time.monotonic(), clock()
         timeout, longest = QUICK_TIMEOUT, QUICK_TIMEOUT
         if database in self._slow:
@@ -306,12 +309,12 @@ class Backlog(object):
 
     def _note_answer(self, database, seconds, now):
         if self._failures >= FAILURES_IN_A_ROW:
-            # The pooler is back: those that could not be asked need not wait any longer.
+            # The pooler is back, so databases that could not be asked need not wait any longer.
             self._may_fail, self._may_fail_at = FAILURES, now
         self._failures, self._answered_at = 0, now + seconds
         self._answered.add(database)
-        # A look-up that was under way when an outage ended says nothing of the next one: only the second slow one
-        # counts.
+        # A look-up that was under way when an outage ended may be slow for that reason. So the interval grows only if
+        # two look-ups in a row are slow.
         before, self._took[database] = self._took.get(database, QUICK_TIMEOUT), seconds
         self._asked[database] = now, min(seconds, before)
         if seconds <= QUICK_TIMEOUT:
@@ -320,14 +323,14 @@ class Backlog(object):
             self._slow.add(database)
 
     def _finish(self, database, done, mark):
-        """The look-up that ``done``, a `_Pending`, describes is over, and set ``mark`` unless that is None."""
+        """Note that the look-up for ``done``, a `_Pending`, has set ``mark``, a `Mark` or None (without a bus_bus)."""
         if mark is not None:
             self._marks[database] = mark
         pending = self._pending.get(database)
         if pending is done:
             del self._pending[database]
         elif pending is not None and mark is not None:
-            # Something may have been missed since.
+            # More rows may have been missed since the look-up began, so look up again, from the new mark on.
             self._pending[database] = pending._replace(since=mark)
 
     def _note_failure(self, database, pending, error, began, seconds):
@@ -347,7 +350,7 @@ class Backlog(object):
         self._retry(database, pending, now, error, was_quick and seconds >= QUICK_TIMEOUT)
 
     def _retry(self, database, tried, now, error=None, at_once=False):
-        """Look ``database`` up again later, or with more time ``at_once``: ``tried``, a `_Pending`, was in vain."""
+        """Plan another look-up after the one for ``tried``, a `_Pending``: later, or ``at_once`` with more time."""
         pending = self._pending.get(database)
         if pending is None:
             return
@@ -366,7 +369,7 @@ class Backlog(object):
 
 
 def _delivering(channels, deliver):
-    """A task: deliver ``channels`` in portions; return whether all were taken."""
+    """A task: deliver ``channels`` in portions; return whether all were accepted."""
     size = max(PORTION, math.ceil(len(channels) / MOST_PORTIONS))
     for first in range(0, len(channels), size):
         if first:
@@ -377,7 +380,8 @@ def _delivering(channels, deliver):
 
 
 def _is_gone(error, database):
-    """Return whether PostgreSQL says that there is no such ``database``, at all addresses of the pooler."""
-    # psycopg2 has no SQLSTATE of errors at login. A server that speaks another language leaves it open.
+    """Return whether PostgreSQL says that there is no such ``database``, at every address of the pooler."""
+    # psycopg2 has no SQLSTATE for errors at login, so compare the text. In another language it does not match, and the
+    # database stays pending.
     words = 'database "%s" does not exist' % database
     return all(words in str(reason) for reason in getattr(error, "reasons", [error]))
