@@ -1,18 +1,18 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What a listener of Odoo's, or of another addon, works with: a cursor and its connection.
+"""The cursor and the connection with which a listener works, one of Odoo or of another addon.
 
-Such a listener executes LISTEN on a cursor of Odoo's, selects on the cursor's connection
+Such a listener executes LISTEN on a cursor of Odoo, selects on the cursor's connection
 ``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` makes
 the class of such a cursor: Odoo's own, whose connection is a `ListeningConnection`.
 
 - LISTEN and UNLISTEN go to the listener of the process, and no connection is needed.
 - All other statements are executed on a pooled connection, exactly as an ordinary cursor
-  does. It is opened at the first of them. Until LISTEN is executed, the cursor keeps it, as
-  ordinary cursors do; from then on, only until the transaction ends.
+  does. The first such statement opens it. Until LISTEN is executed, the cursor keeps this
+  connection, as ordinary cursors do; from then on, only until the transaction ends.
 - The `ListeningConnection` outlives both the pooled connections and the direct one.
 
-So commit, rollback, close, and all hooks that run then are those of the series of Odoo.
+So commit, rollback and close, and the hooks that they run, are those of Odoo's own class.
 """
 
 import collections
@@ -30,18 +30,18 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds to wait for PostgreSQL to listen before Odoo's loop goes on regardless.
+# Seconds that Odoo's loop waits until LISTEN is in force; then it goes on without.
 LISTEN_TIMEOUT = 5.0
-# Notifications that may wait for Odoo's loop; what it misses beyond is in bus_bus.
+# How many notifications may wait for Odoo's loop. Further ones are dropped; see `listener.Listener.deliver`.
 FEED_SIZE = 5000
 
 #: matches what may be a LISTEN or UNLISTEN
 begins_with_listen = re.compile(r"\s*(?:un)?listen\b", re.IGNORECASE).match
 _LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\s*|\Z)', re.IGNORECASE)
-# Odoo executes it before LISTEN. Our listener is on a primary or waits for one, so the answer needs no connection, and
-# a cron thread that opens its cursor during an outage goes on.
+# Odoo executes this before LISTEN. The addon's listener is connected to a primary or waits for one, so the answer
+# "false" needs no connection. Thus a cron thread can open its cursor during an outage.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
-# The channels of Odoo, whose listeners miss nothing: the supervisor looks up what was sent during a gap.
+# Odoo's own channels. The supervisor looks up what was sent on them during a gap, so their listeners miss nothing.
 CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 
 
@@ -49,23 +49,23 @@ class Feed(object):
     """A selectable queue of notifications, which looks like a psycopg2 connection.
 
     `put` and `interrupt` may be called by any thread, everything else by the thread that
-    listens. None of them waits for another thread, so a finalizer may call `close` at any time.
+    listens. No method waits for another thread, so a finalizer may call `close` at any time.
     """
 
-    #: it is read in this process
+    #: whether this process reads the feed; a follower, which is a feed too, is read elsewhere
     local = True
 
     def __init__(self):
         self.notifies = []
         self.closed = 0
-        #: the names of the channels that `put` is to be called for
+        #: the channels whose notifications the listener has to `put`
         self.channels = frozenset()
-        #: notifications, and the errors that `poll` is to raise in between
+        #: notifications, and between them the errors that `poll` has to raise
         self._pending = collections.deque()
         self._waker = Waker()
         #: channel -> number of the last LISTEN that was in force, see `tell`
         self._numbers = {}
-        #: channels on which the listener relied before LISTEN was in force
+        #: the channels with which Odoo's loop went on before LISTEN was in force
         self._relied_on_early = frozenset()
 
     def put(self, notifications):
@@ -86,8 +86,8 @@ class Feed(object):
     def interrupt(self, reason):
         """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.
 
-        What was put before comes first, by a `poll` of its own; what is put later comes
-        afterwards. Interruptions with nothing in between count as one.
+        An earlier `poll` returns the notifications that were put before, and a later one those that are
+        put later. Several interruptions in a row raise one error.
         """
         if self.closed or isinstance(self._last_pending(), psycopg2.Error):
             return
@@ -95,10 +95,10 @@ class Feed(object):
         self._waker.wake()
 
     def tell(self, facts, numbers):
-        """Interrupt after a gap, once LISTEN is in force again: what was sent meanwhile is lost.
+        """Interrupt if LISTEN was lost and is in force again, since notifications in between are lost.
 
-        ``numbers``: the feed's channels that are in force, each with a number that is new whenever the
-        LISTEN is. There is no gap to the channels of Odoo, since the supervisor catches up with them.
+        ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN.
+        Odoo's own channels have no gaps, since the supervisor looks up what was sent on them.
         """
         channels = self.channels
         kept = {name: number for name, number in self._numbers.items() if name in channels}
@@ -110,11 +110,11 @@ class Feed(object):
             self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
 
     def rely(self, is_in_force):
-        """Note that the listener goes on, whether or not LISTEN ``is_in_force`` on all channels of the feed."""
+        """Note that Odoo's loop goes on. ``is_in_force``: whether LISTEN is in force on all channels of the feed."""
         self._relied_on_early = frozenset() if is_in_force else self.channels
 
     def _last_pending(self):
-        # The thread that listens may take it out at any moment.
+        # The thread that polls may remove the last element at any moment.
         try:
             return self._pending[-1]
         except IndexError:
@@ -136,7 +136,7 @@ class Feed(object):
         else:
             while self._pending and not isinstance(self._pending[0], psycopg2.Error):
                 self.notifies.append(self._pending.popleft())
-            # Cron's loop never takes any out.
+            # Cron's loop never removes notifications.
             del self.notifies[:-FEED_SIZE]
         if self._pending:
             self._waker.wake()
@@ -156,10 +156,10 @@ class Feed(object):
 class ListeningConnection(Feed):
     """The connection of a listening cursor, for as long as that cursor is open.
 
-    ``open_pooled()`` returns an ordinary cursor of Odoo's. ``start_listening(feed)`` returns a
-    `listener.Listener` that has taken on ``feed``; it is called at the first LISTEN.
+    ``open_pooled()`` returns an ordinary cursor of Odoo. ``start_listening(feed)`` returns the
+    `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
 
-    What is not defined here is that of the pooled connection.
+    All other attributes are those of the pooled connection.
     """
 
     def __init__(self, open_pooled, start_listening):
@@ -168,10 +168,11 @@ class ListeningConnection(Feed):
         self._start_listening = start_listening
         self._listener = None
         self._pid = os.getpid()
-        #: an ordinary cursor, which has the transaction, or None
+        #: the ordinary cursor that has the current transaction, or None
         self._pooled = None
         self._autocommit = False
-        #: name -> what to do with each pooled connection, the oldest first, since they exclude each other
+        #: name -> function that applies a setting to a pooled connection; in the order of the calls, since a later
+        #: setting may override an earlier one
         self._settings = collections.OrderedDict()
 
     @property
@@ -180,7 +181,7 @@ class ListeningConnection(Feed):
         return self._pooled is not None
 
     def pooled(self):
-        """Return the ordinary cursor that has the transaction; it is opened if there is none."""
+        """Return the ordinary cursor that has the current transaction; open one if there is none."""
         self._check_open()
         if self._pooled is None:
             pooled = self._open_pooled()
@@ -196,7 +197,7 @@ class ListeningConnection(Feed):
             self.autocommit = True
 
     def listen(self, statements):
-        """Execute ``statements``, pairs: whether it is UNLISTEN, and the channel, or ``*``."""
+        """Execute ``statements``, pairs of a bool (whether it is UNLISTEN) and a channel or ``*``."""
         self._check_open()
         channels = self.channels
         for stops, channel in statements:
@@ -214,7 +215,7 @@ class ListeningConnection(Feed):
             self._wait_for_listen()
 
     def commit(self):
-        """Commit the transaction, and wait until LISTEN is in force, which in SQL it is from the commit on."""
+        """Commit the transaction and wait until LISTEN is in force, as it is in PostgreSQL after the commit."""
         self._check_open()
         try:
             if self._pooled is not None:
@@ -236,15 +237,17 @@ class ListeningConnection(Feed):
             return
         super(ListeningConnection, self).close()
         self._release()
-        # A fork may have copied a lock that another thread of its parent holds, and has no listener to remove it from.
+        # In a forked child the listener is only a copy, and another thread of the parent may have held its lock during
+        # the fork.
         if self._listener is not None and self._pid == os.getpid():
             self._listener.remove(self)
 
     def give_back(self, *_connection, **_keep_in_pool):
-        """Close it. The cursor gives its connection back to the pool, for which this one stands in as well."""
+        """Close this connection. Odoo's cursor returns its connection to its pool, which is this object as well."""
         self.close()
 
-    # What psycopg2 keeps of a connection, the server does not know. So each pooled connection is told.
+    # psycopg2 keeps these settings in the connection object, not in the server. So they are applied to each pooled
+    # connection.
 
     @property
     def autocommit(self):
@@ -263,11 +266,11 @@ class ListeningConnection(Feed):
         self._autocommit = bool(named.get("autocommit", self._autocommit))
         self._configure("session", lambda connection: connection.set_session(*arguments, **named))
 
-    def _configure(self, what, apply):
+    def _configure(self, name, apply):
         if self._pooled is not None:
             apply(self._pooled._cnx)
-        self._settings.pop(what, None)
-        self._settings[what] = apply
+        self._settings.pop(name, None)
+        self._settings[name] = apply
 
     def __getattr__(self, name):
         return getattr(self.pooled()._cnx, name)
@@ -277,7 +280,7 @@ class ListeningConnection(Feed):
             self.rely(self._listener.wait_for_listen(self, LISTEN_TIMEOUT))
 
     def _release_if_listening(self):
-        # Until then, settings of the session and the like are to last, as on an ordinary cursor.
+        # Before LISTEN, the state of the session has to outlast the transaction, as on an ordinary cursor.
         if self._listener is not None:
             self._release()
 
@@ -292,8 +295,8 @@ class ListeningConnection(Feed):
 class _FirstTransaction(object):
     """The pooled connection that a cursor had when it executed LISTEN.
 
-    Its owner may have fetched ``cursor._cnx`` before, and may select on it for ever. So this
-    connection does not return to the pool; in its owner's hands it does what ``feed`` does.
+    The code that listens may have read ``cursor._cnx`` before, and may go on using that object. So the
+    connection does not return to the pool; after `close`, the object does what ``feed`` does.
     """
 
     def __init__(self, cursor, feed):
@@ -312,7 +315,7 @@ class _FirstTransaction(object):
 
 
 def forward(connection, feed):
-    """Make ``connection``, a closed one of a subclass of psycopg2's, do whatever ``feed`` does."""
+    """Make ``connection``, a closed instance of a subclass of psycopg2's connection, do whatever ``feed`` does."""
 
     def forwarding(name):
         return property(lambda self: getattr(feed, name), lambda self, value: setattr(feed, name, value))
@@ -330,7 +333,7 @@ class _ListeningCursor(object):
 
     @property
     def _obj(self):
-        """The cursor of psycopg2. There is always one, as to Odoo."""
+        """psycopg2's cursor. Odoo expects it to exist at any time, so reading this attribute opens it."""
         if self._is_closing:
             return _Closed()
         cursor = self._cnx.pooled()._obj
@@ -358,8 +361,8 @@ class _ListeningCursor(object):
             if statements:
                 self._cnx.listen(statements)
                 return None
-            line = "the statement %s is more than LISTEN: it is left to the pooler, and nothing is heard."
-            line += " Execute LISTEN by itself"
+            line = "the statement %s is more than LISTEN, so it goes through the pooler and receives nothing."
+            line += " Execute LISTEN in a statement of its own"
             _logger.warning(line, ascii(text[:80]))
         elif _IN_RECOVERY.match(text) and not self._cnx.is_pooled and not self.closed:
             self._unanswered = query
@@ -373,7 +376,7 @@ class _ListeningCursor(object):
         return self._obj.fetchone()
 
     def _close(self, *args, **kwargs):
-        # Odoo closes ``_obj`` first, for which no connection has to be opened.
+        # Odoo closes ``_obj`` first. That must not open a connection.
         self._is_closing = True
         try:
             return super(_ListeningCursor, self)._close(*args, **kwargs)
@@ -382,7 +385,7 @@ class _ListeningCursor(object):
 
 
 class _Closed(object):
-    """What a cursor that is being closed, or is closed, has in place of psycopg2's cursor."""
+    """Replaces psycopg2's cursor in a cursor that is closed or being closed."""
 
     def close(self):
         pass
@@ -392,7 +395,7 @@ class _Closed(object):
 
 
 class _NoPool(object):
-    """Stands in for a pool, its connections and their cursors while Odoo makes a cursor that has none yet."""
+    """Stands in for a pool, its connections and their cursors while Odoo creates a cursor without a connection."""
 
     readonly = False
     closed = 1
@@ -407,18 +410,19 @@ class _NoPool(object):
     borrow = cursor = set_isolation_level = set_session = execute = commit = _return_itself
 
 
-#: gives cursors that can't do anything before `turn`
+#: a pool for cursors that can't do anything before `turn`
 NO_POOL = _NoPool()
 
 
 @functools.lru_cache()
 def listening_class(base):
-    """Return the class of listening cursors, for ``base``, the ``Cursor`` of a series of Odoo."""
+    """Return the class of listening cursors that is derived from ``base``, the ``Cursor`` of a series of Odoo."""
     return type("ListeningCursor", (_ListeningCursor, base), {})
 
 
 def turn(cursor, connection):
-    """Make ``cursor``, an ordinary one of Odoo's, a listening one on ``connection``, a `ListeningConnection`."""
+    """Turn ``cursor``, an ordinary cursor of Odoo, into a listening cursor on ``connection``, a `ListeningConnection`.
+    """
     content = vars(cursor)
     cursor.__class__ = listening_class(type(cursor))
     content.pop("_obj", None)
@@ -428,7 +432,7 @@ def turn(cursor, connection):
 
 
 def beginning(query):
-    """Return the first text of ``query``, of any of the types that a cursor of Odoo's executes."""
+    """Return the beginning of ``query`` as text. It may have any type that Odoo's cursors execute."""
     if isinstance(query, str):
         return query
     if isinstance(query, bytes):
@@ -437,12 +441,12 @@ def beginning(query):
         return query.string
     if isinstance(query, sql.Composed):
         return beginning(query.seq[0]) if query.seq else ""
-    # Of odoo.tools.SQL, from 17.0 on.
+    # odoo.tools.SQL (from 17.0 on) has its text in this attribute.
     return getattr(query, "code", "")
 
 
 def _listen_statements(text):
-    """Return pairs for `ListeningConnection.listen`, or None if ``text`` has anything else than LISTEN and UNLISTEN."""
+    """Return pairs for `ListeningConnection.listen`; None if ``text`` contains anything but LISTEN and UNLISTEN."""
     statements, at = [], 0
     while at < len(text):
         match = _LISTEN.match(text, at)
