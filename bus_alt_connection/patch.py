@@ -1,26 +1,25 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""What is patched: a cursor that executes LISTEN goes past the pooler from then on.
+"""Patch Odoo so that a cursor that executes LISTEN bypasses the pooler from then on.
 
-Each cursor of ``sql_db`` looks at the beginning of what it executes. At a LISTEN it becomes
-a listening cursor, see `cursor`. That holds for the bus and cron of all series, and for other
-addons alike. The jobs that a cron thread runs have other cursors, which stay on the pooler.
+Each cursor of ``sql_db`` checks how its statements begin. With a LISTEN it becomes a listening
+cursor, see `cursor`. This applies to the bus and cron of all series, and to other addons. The
+jobs that a cron thread runs have other cursors, which stay on the pooler.
 
 Odoo's own listeners have to start even while the pooler is away. They open their cursor in
 the very function that executes LISTEN. So if one of the constants of the calling function is
-a LISTEN statement, its cursor is a listening one from the start, which needs no connection
-before it executes something else. And if the addon has a system database of its own, that is
-what ``postgres`` leads to.
+a LISTEN statement, its cursor is a listening cursor from the start, which needs no connection
+until it executes another statement. If a system database is configured, ``postgres`` leads to it.
 
 On its way from PostgreSQL to Odoo's loop a notification passes::
 
     connection.Connection -> listener.Listener -> cursor.Feed
 
-and where the listener of another process has the connection, between the first two::
+If another process is the leader, these come between the first two::
 
     listener.Listener -> sharing.Follower -> sharing.FollowerSession
 
-`supervisor.Supervisor` sees to it that none is missed. When all is well, the log has::
+`supervisor.Supervisor` makes sure that none is missed. When all is well, the log has::
 
     listeners go to db-01:5432, all other cursors to pgbouncer:6432
     listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms
@@ -45,40 +44,41 @@ from .supervisor import Supervisor
 
 _logger = logging.getLogger(__name__)
 
-# A whole statement, so that a docstring on listening is none. The channel may be
-# put in later: "LISTEN ", "LISTEN %s", "LISTEN {}".
+# Matches a whole statement only, so a docstring about listening does not match. The channel may be
+# filled in later: "LISTEN ", "LISTEN %s", "LISTEN {}".
 _LISTEN = re.compile(r'''\s*(?:listen|LISTEN)\s+("[^"]*"?|[\w$]+|%s|%\(\w+\)s|\{\w*\})?\s*;?\s*\Z''')
 _begins_with_listen = re.compile(r"\s*listen\b", re.IGNORECASE).match
-# These only pass on what somebody else asks for.
+# Functions of these modules open cursors on behalf of their callers.
 _GO_BETWEENS = frozenset(["odoo.sql_db", "odoo.modules.registry", "odoo.orm.registry", __name__])
 
 
 class _Process(object):
-    """What this process has of listeners: at most one per database."""
+    """The listeners of this process: at most one for each database."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.supervisors = {}
-        #: the databases that Odoo has worked on, where bus_bus may be
+        #: the databases that Odoo has used, which may have a bus_bus
         self.databases = catchup.Databases()
         self.backlog = catchup.Backlog(_opening)
 
 
-#: by pid: a fork has the listeners of its parent only by name
+#: pid -> `_Process`. A forked child has copies of its parent's listeners, but not the threads that serve them.
 _processes = {}
 _options = None
-#: id of a code -> the code, and whether it says LISTEN. An entry keeps its code, so that no other code gets this id.
+#: id of a code object -> that object, and whether it contains LISTEN. An entry keeps its object alive, so that no
+#: other object gets the same id.
 _says_listen_cache = {}
 _CACHE_SIZE = 4096
 
 
 def install():
-    """Patch Odoo's ``sql_db``, and say in the log what will go where. Any thread may call it, and repeatedly."""
+    """Patch Odoo's ``sql_db`` and log where connections will go. Any thread may call this, and more than once."""
     global _options
     with _here().lock:
         if _options is not None:
             return
-        # To an earlier Odoo db_system means nothing, though it may be in odoo.conf.
+        # Earlier series ignore db_system, even if odoo.conf has it.
         db_system = tools.config.get("db_system") if _series() >= 19.1 else None
         _options = settings.read(os.environ, tools.config.options, db_system)
         _report()
@@ -94,7 +94,7 @@ def _patch_connection_info():
     def connection_info_for(db_or_uri, *args, **kwargs):
         name, info = original(db_or_uri, *args, **kwargs)
         if _options.system_database and db_or_uri == "postgres":
-            # The name stays: by it Odoo knows what not to keep in its pool.
+            # Keep the name: Odoo recognizes by it which connections not to keep in its pool.
             info["database"] = _options.system_database
         return name, info
 
@@ -102,7 +102,7 @@ def _patch_connection_info():
 
 
 def _patch_frame_codeinfo():
-    """Have a cursor that was not closed name the function that opened it, not this module."""
+    """Make Odoo's warning about a cursor that was not closed name the function that opened it, not this module."""
     original = sql_db.frame_codeinfo
 
     def frame_codeinfo(frame, back=0):
@@ -125,7 +125,7 @@ def _patch_cursor():
             turn(without_connection, _listening_connection(self, lambda: original(self, *args, **kwargs)))
             return without_connection
         opened = original(self, *args, **kwargs)
-        # For the case that LISTEN is executed on it.
+        # `_take_past_pooler` needs this if the cursor executes LISTEN later.
         opened._opening = original, self, args, kwargs, code
         databases = _here().databases
         if opened.dbname not in databases and not _is_elsewhere(self):
@@ -149,7 +149,7 @@ def _patch_execute():
 
 def supervisors():
     """Return the `Supervisor` of each listener of this process."""
-    return [one for one in list(_here().supervisors.values()) if not one.listener.closed]
+    return [each for each in list(_here().supervisors.values()) if not each.listener.closed]
 
 
 def _here():
@@ -157,19 +157,22 @@ def _here():
     pid = os.getpid()
     process = _processes.get(pid)
     if process is None:
-        # In one step, so that all threads get the same.
+        # setdefault is atomic, so all threads get the same object.
         process = _processes.setdefault(pid, _Process())
     return process
 
 
 def _take_past_pooler(cursor):
-    """Make ``cursor``, on which LISTEN is executed, a listening cursor. Return False if it is one, or can't be."""
+    """Turn ``cursor``, which is about to execute LISTEN, into a listening cursor.
+
+    Return False if it already is one, or can't become one.
+    """
     if isinstance(cursor._cnx, ListeningConnection):
         return False
     where = _name(_asking_code())
     if "_opening" not in vars(cursor):
-        text = "%s executes LISTEN on a cursor that the addon does not know: it is left to the pooler,"
-        text += " and nothing is heard. Open the cursor with odoo.sql_db.db_connect"
+        text = "%s executes LISTEN on a cursor that the addon does not know, so it goes through the pooler"
+        text += " and receives nothing. Open the cursor with odoo.sql_db.db_connect"
         _logger.warning(text, where)
         return False
     original, connection, args, kwargs, opener = cursor._opening
@@ -185,18 +188,18 @@ def _take_past_pooler(cursor):
 
 
 def _is_elsewhere(odoos):
-    """Return whether ``odoos``, a ``Connection`` of Odoo's, has a URI: other addons open databases of their own so."""
+    """Return whether ``odoos``, a ``Connection`` of Odoo, has a URI, as for an addon's own database outside of Odoo."""
     return "dsn" in odoos.dsn
 
 
 def _listening_connection(odoos, open_pooled):
-    """Return a `ListeningConnection` to the database of ``odoos``, a ``Connection`` of Odoo's."""
+    """Return a `ListeningConnection` to the database of ``odoos``, a ``Connection`` of Odoo."""
     database = odoos.dsn.get("database", odoos.dbname)
     return ListeningConnection(open_pooled, functools.partial(_start_listening, database))
 
 
 def _start_listening(database, feed):
-    """Return the listener of ``database``, started if there is none, which has taken on ``feed``."""
+    """Add ``feed`` to the listener of ``database`` and return that listener; start one if there is none."""
     here = _here()
     with here.lock:
         supervisor = here.supervisors.get(database)
@@ -216,7 +219,7 @@ def _start_listening(database, feed):
             for part in (supervisor, listener):
                 threads.start(part.run, "%s.%s" % (type(part).__module__, database))
         except Exception:
-            # One without the other would be deaf without a word.
+            # Keep neither: a listener without its supervisor would miss notifications silently.
             listener.close()
             raise
         here.supervisors[database] = supervisor
@@ -224,7 +227,7 @@ def _start_listening(database, feed):
 
 
 def _ordinary(database):
-    """Return the libpq keywords that Odoo itself connects to ``database`` with."""
+    """Return the libpq keywords with which Odoo itself connects to ``database``."""
     parameters = dict(sql_db.connection_info_for(database)[1])
     parameters["dbname"] = parameters.pop("database", database)
     return parameters
@@ -236,13 +239,13 @@ def _opening(database):
 
 
 def _configured_databases():
-    """Return the databases that ``db_name`` limits Odoo to; it is a text, from 19.0 on a list."""
+    """Return the databases to which ``db_name`` limits Odoo. The option is a text; from 19.0 on, a list."""
     names = tools.config.get("db_name") or ()
     return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 
 
 def _direct(database):
-    """Return the libpq keywords that listeners on ``database`` connect with."""
+    """Return the libpq keywords with which listeners on ``database`` connect."""
     return _options.parameters(_ordinary(database))
 
 
@@ -251,7 +254,7 @@ def _direct_session(database, last):
 
 
 def _series():
-    """Return the series of Odoo as a number: 19.2, of saas~19.2 too."""
+    """Return Odoo's series as a number; that of saas~19.2 is 19.2."""
     return float(re.search("[0-9.]+", "%s.%s" % release.version_info[:2]).group())
 
 
@@ -262,13 +265,13 @@ def _stopping():
 
 
 def _is_prefork():
-    """Return whether this is one of several processes of Odoo, each of which has little to do at the same time."""
+    """Return whether this Odoo has several processes, each of which does one thing at a time."""
     return bool(tools.config.get("workers")) or getattr(odoo, "evented", False)
 
 
 def _asking_code():
-    """Return the code of the function that asks for a cursor, or executes something on it."""
-    # Our own caller is a function of this module.
+    """Return the code of the function that asks for a cursor, or executes a statement on it."""
+    # Frame 1 is the caller, a function of this module, so begin with its caller.
     frame = sys._getframe(2)
     while frame.f_back and frame.f_globals.get("__name__") in _GO_BETWEENS:
         frame = frame.f_back
@@ -276,20 +279,20 @@ def _asking_code():
 
 
 def _name(code):
-    """Return for the log which function ``code`` is of, and where it is."""
+    """Return name and place of the function that ``code`` belongs to, for the log."""
     return "%s (%s:%d)" % (code.co_name, code.co_filename, code.co_firstlineno)
 
 
 def _says_listen(code):
-    """Return whether a constant of ``code``, or of a function that is nested in it, is a LISTEN statement."""
-    # By its id, since a code takes its hash from all that is in it, each time.
+    """Return whether a constant of ``code``, or of a function nested in it, is a LISTEN statement."""
+    # The key is the id, since hashing a code object hashes all of its contents each time.
     known = _says_listen_cache.get(id(code))
     if known is None:
         texts = [constant for constant in code.co_consts if isinstance(constant, str)]
         nested = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         known = code, any(map(_LISTEN.match, texts)) or any(map(_says_listen, nested))
         if len(_says_listen_cache) >= _CACHE_SIZE:
-            # As code that is made again and again fills it.
+            # Code that is compiled again and again would fill the cache.
             _says_listen_cache.clear()
         _says_listen_cache[id(code)] = known
     return known[1]
@@ -312,7 +315,7 @@ def _report():
         _logger.info("listeners go to %s, all other cursors to %s", direct, ordinary)
     elif not _options.refused:
         text = "neither IMDISPATCHER_DB_HOST nor IMDISPATCHER_DB_PORT is set: listeners go to %s like all other"
-        text += " cursors. If that is a pooler, set them to where PostgreSQL itself is"
+        text += " cursors. If that is a pooler, set them to PostgreSQL's own address"
         _logger.warning(text, ordinary)
 
 
@@ -321,4 +324,4 @@ def _report_sharing():
         text = "the listening processes of one user on this machine, or in this container, share a direct connection"
         _logger.info(text)
     else:
-        _logger.info("on this system no connection can be shared: each process that listens has its own")
+        _logger.info("this system can't share a connection: each listening process has a direct connection of its own")
