@@ -1,11 +1,11 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""A connection to PostgreSQL that never waits without a deadline, and what is there.
+"""Connect to PostgreSQL, never wait without a deadline, and examine what a connection leads to.
 
-psycopg2's ordinary connections wait in libpq for as long as the network likes, and
-under gevent libpq's ``connect_timeout`` does not apply either, nor do its lists of
-hosts. An asynchronous one leaves the waiting to us: the same code, bounded, in threads
-and in greenlets.
+psycopg2's ordinary connections wait in libpq without a limit. Under gevent, libpq's
+``connect_timeout`` and lists of hosts do not work either. So the connections of this
+module are asynchronous, and the module does the waiting: with deadlines, and with the
+same code in threads and in greenlets.
 """
 
 import collections
@@ -21,33 +21,30 @@ from . import tasks
 from .log import redact
 from .settings import address
 
-# Seconds, for one address. ``connect_timeout`` replaces it, if it is one.
+# Seconds to connect to one address. A positive ``connect_timeout`` replaces it.
 CONNECT_TIMEOUT = 5.0
-# Seconds, for one statement.
+# Seconds for one statement.
 QUERY_TIMEOUT = 5.0
-# Whole seconds, for each step of `keeps_session`.
+# Whole seconds for each step of `keeps_session`.
 PROBE_TIMEOUT = 1
-# A path that died without a word is noticed in 15 + 3 * 5 seconds while it is idle,
-# and in 10 while something is on the way. PostgreSQL's documentation of libpq tells
-# which are seconds and which milliseconds.
+# A path that breaks silently is noticed after 15 + 3 * 5 seconds while it is idle, and after 10
+# while data is on the way. In seconds; tcp_user_timeout in milliseconds.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 if extensions.libpq_version() >= 120000:
     KEEPALIVES["tcp_user_timeout"] = 10000
-# What to do about a listener that is connected to the wrong server.
-SET_THEM_TO = "set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to"
 
 # An unqualified name can mean an object that another user has put into schema public, if it matches the types of the
 # arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements. "extract"
 # needs no schema: PostgreSQL looks for it in pg_catalog only.
 PID = "SELECT pg_catalog.pg_backend_pid()"
-# A server is told from any other, a restarted or promoted copy included, by when it was started.
+# The last column identifies the server: a restarted server or a promoted copy has another start time.
 _FACTS = PID + (
     ", pg_catalog.pg_is_in_recovery(), pg_catalog.current_database()::pg_catalog.text,"
     " pg_catalog.current_setting('server_version'),"
     " (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
 )
-#: what is at the other end: ``pooled``: libpq was told another backend pid than the
-#: server knows, so there is a pooler in between; the converse does not hold
+#: what a connection leads to; ``pooled``: the server's backend pid is not the one that libpq
+#: received at login, so there is a pooler in between; there may be one if it is the same, too
 Facts = collections.namedtuple("Facts", "address backend_pid pooled standby database version started")
 
 
@@ -58,12 +55,12 @@ class Connection(object):
     as tasks, see `tasks`: with them, one thread waits for several connections at once.
 
     Every method raises ``psycopg2.OperationalError`` once the connection is lost or
-    a deadline has passed; the connection is of no use then. No message of a
+    a deadline has passed; the connection is unusable then. No message of a
     ``psycopg2.Error`` has a password or more than one line; ``sqlstate`` is the server's
     code, or None.
     """
 
-    #: if it is true, it is to be given up, and nothing waits for an answer any more; any thread may set it
+    #: if true, the connection is given up, and no method waits for an answer any longer; any thread may set it
     fault = None
 
     def __init__(self, parameters):
@@ -90,14 +87,14 @@ class Connection(object):
                 raise
 
     def prepare(self):
-        """Done last of connecting; raises ``psycopg2.Error`` if this place is of no use. May block."""
+        """The last step of connecting, for subclasses. Raises ``psycopg2.Error`` to refuse this server. May block."""
 
     def execute(self, query, values=None, timeout=QUERY_TIMEOUT):
         """Run one statement and return its rows, or None if it has none."""
         return tasks.finish(self.asking(query, values, timeout))
 
     def row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
-        """Return the one row of ``query``, which has to have so many ``columns``."""
+        """Return the first row of ``query``. Raises ``psycopg2.OperationalError`` if it does not have ``columns``."""
         return self._only_row(self.execute(query, values, timeout), columns)
 
     def asking(self, query, values=None, timeout=QUERY_TIMEOUT):
@@ -116,12 +113,12 @@ class Connection(object):
 
     def _only_row(self, rows, columns):
         if not rows or len(rows[0]) != columns:
-            # Of a broken pooler, that is: the answer to somebody else's question.
+            # A broken pooler returned the result of another client's query.
             raise psycopg2.OperationalError("%s: not the answer" % address(self.parameters))
         return rows[0]
 
     def examine(self):
-        """Return the `Facts` on what is at the other end."""
+        """Return the `Facts` on what the connection leads to."""
         return tasks.finish(self.examining())
 
     def examining(self):
@@ -135,7 +132,7 @@ class Connection(object):
             try:
                 self._cnx.poll()
             except psycopg2.OperationalError as error:
-                # Why the server hangs up arrives as a notice, if there is no statement.
+                # If no statement is running, the server's reason for closing the connection arrives as a notice.
                 reason = (self._cnx.notices or [str(error)])[-1]
                 raise psycopg2.OperationalError(reason) from None
         notifications = list(self._cnx.notifies)
@@ -153,15 +150,15 @@ class Connection(object):
         try:
             yield
         except psycopg2.Error as error:
-            # The first line tells; after it libpq only supposes.
+            # The first line has the error. The other lines are libpq's guesses about its cause.
             plain = type(error)(redact(str(error).strip() or repr(error), self.parameters, lines=1))
             plain.sqlstate = error.pgcode
             raise plain from None
         except UnicodeError:
-            # psycopg2 itself refuses a statement that the database's encoding can't have.
+            # psycopg2 itself refuses a text that it can't encode for the database.
             is_name = hasattr(self, "server_version")
-            text = "some name has characters that the database's encoding does not have"
-            plain = psycopg2.OperationalError(text if is_name else "some option is not UTF-8")
+            text = "a name has characters that the database's encoding does not have"
+            plain = psycopg2.OperationalError(text if is_name else "an option is not UTF-8")
             plain.sqlstate = "22P05" if is_name else None
             raise plain from None
 
@@ -172,56 +169,56 @@ class Connection(object):
             if too_late:
                 raise psycopg2.OperationalError("no answer in %g s" % timeout)
             event = selectors.EVENT_WRITE if state == extensions.POLL_WRITE else selectors.EVENT_READ
-            # libpq may have gone on to another way to log in, hence another descriptor. While it
-            # connects, it must not be polled before the descriptor is ready.
+            # libpq may have opened another connection, for example without TLS, which has another descriptor. While
+            # libpq connects, it must not be polled before the descriptor is ready.
             while not (yield tasks.Wait(self._cnx.fileno(), event, deadline)):
                 if self.fault or time.monotonic() >= deadline:
                     raise psycopg2.OperationalError("no answer in %g s" % timeout)
-            # An answer that has arrived meanwhile counts; an endless one does not.
+            # Accept an answer that has arrived in the meantime, but not one that does not end.
             too_late = time.monotonic() >= deadline
 
 
 def connect(parameters, kind=Connection, last=()):
-    """Return a `Connection`, or a ``kind`` of it, to the first of `attempts` that takes us.
+    """Return a `Connection`, or an instance of ``kind``, to the first of `attempts` that succeeds.
 
-    The places in the sequence ``last`` are tried last, in that order.
-    Raises ``psycopg2.OperationalError`` with what each address had to say; ``reasons`` has
-    the errors one by one.
+    Addresses in the sequence ``last`` are tried last, in that order. Raises ``psycopg2.OperationalError``
+    with the error of each address; its attribute ``reasons`` is the list of these errors.
     """
     return tasks.finish(opening(parameters, kind, last))
 
 
 def opening(parameters, kind=Connection, last=()):
-    """A task: `connect`. Only the resolver of host names may block."""
+    """A task: `connect`. Only the resolution of host names may block."""
     reasons = []
     problems = []
     order = {known: number for number, known in enumerate(last)}
-    for one in sorted(attempts(parameters), key=lambda each: order.get(place(each), -1)):
+    for attempt in sorted(attempts(parameters), key=lambda each: order.get(place(each), -1)):
         try:
-            return (yield from kind.opening(one))
+            return (yield from kind.opening(attempt))
         except psycopg2.Error as error:
             reasons.append(error)
-            problems.append("%s: %s" % (address(one), error))
+            problems.append("%s: %s" % (address(attempt), error))
     failure = psycopg2.OperationalError(", ".join(problems))
     failure.reasons = reasons
     raise failure
 
 
 def place(parameters):
-    """Return what identifies the address in one of the `attempts`."""
+    """Return a tuple that identifies the address in ``parameters``, one of the `attempts`."""
     return tuple(parameters.get(keyword) for keyword in ("host", "hostaddr", "port"))
 
 
 def attempts(parameters):
-    """Return a list of ``parameters``, one for each host and each of its addresses.
+    """Return a list of libpq keywords, one element for each address of each host.
 
-    libpq would spend one deadline on all addresses of a name. As there, one port may
-    stand for all hosts. Raises ``psycopg2.OperationalError`` if a list does not fit.
+    libpq would spend one deadline on all addresses of a name. As in libpq, one port may apply to all hosts.
+    Raises ``psycopg2.OperationalError`` if the numbers of hosts, addresses and ports do not match, or if no
+    name can be resolved.
     """
-    # An empty value would come before that of a service or PGHOST.
+    # An empty value would override that of a service or PGHOST.
     own = dict(KEEPALIVES, **{keyword: value for keyword, value in parameters.items() if value not in (None, "")})
     if parameters.get("password") == "":
-        # The settings want that, so that libpq reads the passfile instead of PGPASSWORD.
+        # `settings` sets this, so that libpq reads the passfile instead of PGPASSWORD.
         own["password"] = ""
     lists = {keyword: str(own[keyword]).split(",") for keyword in ("host", "hostaddr", "port") if keyword in own}
     number = max(len(lists.get(keyword, "-")) for keyword in ("host", "hostaddr"))
@@ -230,18 +227,18 @@ def attempts(parameters):
             raise psycopg2.OperationalError("%d values of %s for %d host(s)" % (len(values), keyword, number))
     found, problems = [], []
     for index in range(number):
-        one = dict(own, **{keyword: values[index % len(values)].strip() for keyword, values in lists.items()})
+        host = dict(own, **{keyword: values[index % len(values)].strip() for keyword, values in lists.items()})
         try:
-            found += [dict(one, hostaddr=each) for each in _addresses(**one)] or [one]
+            found += [dict(host, hostaddr=each) for each in _addresses(**host)] or [host]
         except (OSError, UnicodeError) as error:
-            problems.append("%s: %s" % (address(one), getattr(error, "strerror", None) or error))
+            problems.append("%s: %s" % (address(host), getattr(error, "strerror", None) or error))
     if not found:
         raise psycopg2.OperationalError(", ".join(problems))
     return found
 
 
 def _addresses(host="", hostaddr="", **_others):
-    """Return those of a host name; none if it is a socket, or has one already."""
+    """Return the addresses of a host name; none if ``host`` is a socket, or the address is known already."""
     if hostaddr or not host or host[0] in "/@":
         return ()
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -254,22 +251,21 @@ def keeps_session(parameters):
 
 
 def keeping_session(parameters):
-    """A task: return whether a connection keeps its server connection; None: can't tell.
+    """A task: return whether a client keeps its server connection between transactions; None if unknown.
 
-    A pooler in transaction mode may hand on the pid of the server, but it gives us
-    another server connection while somebody else has ours, or gives ours to them. It
-    is asked repeatedly, since it may be busy with others.
+    A pooler in transaction mode may pass on the pid of the server. But it gives our server connection to
+    another client, or another one to us. This asks repeatedly, since the pooler may be busy with others.
     """
     try:
         quickly = dict(parameters, connect_timeout=PROBE_TIMEOUT)
         with contextlib.ExitStack() as stack:
-            one = stack.enter_context(contextlib.closing((yield from opening(quickly))))
+            client = stack.enter_context(contextlib.closing((yield from opening(quickly))))
             other = stack.enter_context(contextlib.closing((yield from opening(quickly))))
             for _attempt in range(5):
-                ours = yield from one.asking_row(PID, timeout=PROBE_TIMEOUT)
+                ours = yield from client.asking_row(PID, timeout=PROBE_TIMEOUT)
                 theirs = yield from other.asking_row("BEGIN; " + PID, timeout=PROBE_TIMEOUT)
-                # A pool that has no other connection would not answer.
-                again = theirs != ours and (yield from one.asking_row(PID, timeout=PROBE_TIMEOUT))
+                # If the other client has our server connection, the pool may have no other one for us.
+                again = theirs != ours and (yield from client.asking_row(PID, timeout=PROBE_TIMEOUT))
                 # A pooler ends a server connection if its client leaves within a transaction.
                 yield from other.asking("ROLLBACK", timeout=PROBE_TIMEOUT)
                 if again != ours:
@@ -279,15 +275,19 @@ def keeping_session(parameters):
         return None
 
 
-def why_deaf(direct, ordinary):
-    """Return why ``direct`` can't hear what is sent on ``ordinary``, both `Facts`."""
+# What to do about a listener that is connected to the wrong server.
+SET_THEM_TO = "set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to"
+
+
+def why_deaf(direct, sender):
+    """Return why ``direct`` does not receive what is sent on ``sender``, both `Facts`."""
     there = direct.address
     if direct.standby:
         return "%s is a standby, and only a primary takes LISTEN" % there
     if direct.pooled:
         return "%s is a pooler that does not keep the connection for us; %s PostgreSQL itself" % (there, SET_THEM_TO)
-    if direct.started != ordinary.started:
+    if direct.started != sender.started:
         return "%s is another server than the one that Odoo sends to; %s that one" % (there, SET_THEM_TO)
-    if direct.database != ordinary.database:
-        return "it listens on database %s, but Odoo sends on %s" % (direct.database, ordinary.database)
+    if direct.database != sender.database:
+        return "it listens on database %s, but Odoo sends on %s" % (direct.database, sender.database)
     return "the path to %s is silent, nothing comes through" % there
