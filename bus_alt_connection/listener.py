@@ -7,15 +7,27 @@
 - While one session lasts, each notification on a feed's channels is given to that feed once,
   in the order of the server, from the moment when LISTEN is in force.
 - A lost session is replaced, at once unless sessions were lost very often (see `Backoff`).
-  What was sent in between is found by the supervisor, see `catchup`. Feeds on channels that
+  The supervisor looks up what was sent in between, see `catchup`. Feeds on channels that
   catch-up does not cover are told of the gap.
-- The loop ends only when the last feed of this process is gone, or when Odoo stops.
+- The loop ends only when the last feed of this process is gone, `close` was called, or Odoo stops.
 
-The supervisor finds out whether a notification that is sent does arrive.
+The supervisor checks whether notifications arrive, see `supervisor`.
 
-Threads: ``changed`` protects the public attributes and the set of feeds. No other lock is
-taken while it is held. The attributes of a session are each written by one thread, and
-the others rely on the GIL to read them; `Listener.wake` then makes the loop look at them.
+Locks. A thread that holds a lock of this list waits only for locks further down in it:
+
+1. ``patch._Process.lock``: held while the addon is installed, and by a thread of Odoo that
+   executes its first LISTEN, until its feed has been added to a listener.
+2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for
+   one step of the supervisor, the listener, the leader or a thread of Odoo, never two at a time.
+3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
+   the set of feeds. The listener, the supervisor and threads of Odoo wait for its notifications.
+   It comes last, since a finalizer may remove a feed while its thread holds any other lock.
+   For the same reason `Waker.wake` and `Waker.close` never wait for their lock.
+
+All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is
+atomic: the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`,
+`patch`, `log` and `sharing`, of which other threads iterate over copies; and the attributes of a
+session. The supervisor writes some of these; `wake` then makes the loop look at them.
 """
 
 import contextlib
@@ -39,13 +51,14 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two connects once the budget of immediate ones is used up. It doubles up to the longest.
+# Seconds between two attempts to connect once the budget of immediate ones is used up: at first, and at most. The
+# delay doubles each time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# How many lost sessions are replaced at once, and after how many seconds there is one more of them.
+# How many lost sessions are replaced without delay, and the seconds after which one more may be.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
 
-# What PostgreSQL's settings should be for a session that lasts: a listener is idle most of the time, and a
-# backend whose client has vanished must end within 30 s. Seconds; tcp_user_timeout in milliseconds.
+# PostgreSQL's settings for a confirmed session: a listener is idle most of the time, and a backend whose client
+# has vanished must end within 30 s. In seconds; tcp_user_timeout in milliseconds.
 _SERVER_SETTINGS = {
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
@@ -63,8 +76,8 @@ class Listener(object):
     """Keep one session on ``database`` for feeds, which may come and go.
 
     ``connect(listener)`` returns a `Session`, or raises ``psycopg2.Error`` or ``OSError``.
-    ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`: it is called
-    with each `log.Event`. ``series`` is Odoo's, as a number. ``at_end()`` is called when `run` ends.
+    ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`, which is called with
+    each `log.Event`. ``series`` is Odoo's series, as a number. ``at_end()`` is called when `run` ends.
 
     A feed has ``channels``, a set of names; ``put(notifications)``, which returns whether it had
     room for all; ``tell(facts, numbers)``, which is called with the `connection.Facts` on the
@@ -76,7 +89,7 @@ class Listener(object):
 
     - ``session``: the current session, None while there is none
     - ``in_force``: the session, and the channels of local feeds that it LISTENs on, each with a
-      number that is new whenever the LISTEN is
+      number that changes with each new LISTEN
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
@@ -94,7 +107,7 @@ class Listener(object):
         self.lives = 0
         self.dropped = 0
         self.changed = threading.Condition()
-        #: readable after a change, for a thread that waits for connections as well; it clears this
+        #: readable after a change, for the supervisor, which waits for connections as well; the supervisor clears it
         self.changes = Waker()
         self._connect = connect
         self._stopping = stopping
@@ -138,7 +151,7 @@ class Listener(object):
         kind, reason = log.FAILED, ""
         try:
             session = self._connect(self)
-            # The name is new each time: a pooler may have kept the LISTENs of an earlier session.
+            # The name is new each time, since a pooler may have kept the LISTENs of an earlier session.
             session.check_channel = "bus_alt_connection_%s" % uuid.uuid4().hex
             began = time.monotonic()
             self._listen(session)
@@ -152,7 +165,7 @@ class Listener(object):
             if session is not None and session.fault:
                 kind, reason = session.fault
             self._forget_session()
-            # Followers of a listener that ends or moves are dropped instead: that is no outage for them.
+            # If the listener ends or moves, its followers are dropped instead, which is no outage for them.
             if kind != log.MOVED and not self.closed:
                 self._tell_feeds()
             if session is not None:
@@ -177,7 +190,7 @@ class Listener(object):
                 ready = selector.select(session.seconds_until_silent())
                 woken = any(key.fileobj is self._waker for key, _events in ready)
                 if woken:
-                    # Before anything is looked at: what changes from now on wakes up the next select.
+                    # Clear it before the next pass, so that a change after this wakes up the next select.
                     self._waker.clear()
 
     def _listen(self, session):
@@ -200,7 +213,10 @@ class Listener(object):
         self._tell_feeds()
 
     def _announce(self, session, announced):
-        """Report that ``session`` is confirmed, unless that was announced for the same channels; return those."""
+        """Report that ``session`` is confirmed, unless this was ``announced`` for the same channels.
+
+        Return the channels that were announced last, or None.
+        """
         confirmed = session.confirmed
         if not confirmed or confirmed == announced:
             return announced
@@ -222,7 +238,7 @@ class Listener(object):
                     feed.put([each for each in notifications if each.channel in feed.channels])
         # Look for the token last: everything that was sent before it has been delivered by now.
         heard = any(each.payload == self._token for each in notifications)
-        # A session may return what has arrived in several parts: the look is over when a part is empty.
+        # A session may return what has arrived in several parts. Once a part is empty, nothing is left to read.
         if heard or (look_wanted and not notifications):
             with self._change():
                 self._token_heard = self._token_heard or heard
@@ -246,16 +262,16 @@ class Listener(object):
             feed.tell(facts, {name: numbers[name] for name in feed.channels if name in numbers})
 
     def deliver(self, notifications):
-        """Give the local feeds those ``notifications`` on their channels that Odoo can read.
+        """Put those ``notifications`` that Odoo can read into the local feeds that listen on their channels.
 
-        May be called from any thread. Return False if nobody listens on the channels, or a feed had no room.
+        Any thread may call this. Return False if no feed listens on the channels, or a feed had no room.
         """
         feeds = [feed for feed in self._all_feeds() if feed.local]
         wanted = frozenset().union(*(feed.channels for feed in feeds))
         channels = {each.channel for each in notifications} & wanted
-        fit = [self._readable(each) for each in notifications if each.channel in wanted]
-        fit = [each for each in fit if each is not None]
-        taken = [feed.put([each for each in fit if each.channel in feed.channels]) for feed in feeds]
+        texts = [self._readable(each) for each in notifications if each.channel in wanted]
+        texts = [each for each in texts if each is not None]
+        taken = [feed.put([each for each in texts if each.channel in feed.channels]) for feed in feeds]
         if not all(taken):
             self._note_dropped(channels)
         return all(taken) and bool(channels)
@@ -263,7 +279,7 @@ class Listener(object):
     def _note_dropped(self, channels):
         names = ", ".join(sorted(channels))
         if BUS_CHANNEL not in channels:
-            # For cron the notifications that wait say the same. Other listeners are told, see `cursor.Feed.put`.
+            # The notifications that wait are enough to start cron. Other listeners get an error, see `cursor.Feed.put`.
             if log.rarely("dropped"):
                 text = "the listener on %s does not fetch its notifications: %d wait, more are dropped"
                 self._warn(text, names, FEED_SIZE)
@@ -309,21 +325,21 @@ class Listener(object):
             if self._ended:
                 return False
             self._feeds.add(feed)
-            # A feed that is garbage-collected was not removed before.
+            # A feed may be garbage-collected without having been removed.
             weakref.finalize(feed, self.wake).atexit = False
         self.wake()
         return True
 
     def remove(self, feed):
-        """Serve ``feed`` no more. Removing the last local feed closes the listener."""
+        """Stop serving ``feed``. Removing the last local feed closes the listener."""
         with self._change():
             self._feeds.discard(feed)
         self.wake()
 
     def listen(self, feed, channels):
-        """Change the channels of ``feed``. See `wait_for_listen` for when that is in force.
+        """Change the channels of ``feed``. Returns at once; LISTEN is in force later, see `wait_for_listen`.
 
-        Until then notifications on other channels may still arrive.
+        The queue of the feed may still have notifications on the previous channels.
         """
         with self._change():
             feed.channels = channels
@@ -373,8 +389,8 @@ class Listener(object):
     def wait_for_token(self, session, timeout, wait=None):
         """Wait at most ``timeout`` seconds for the expected token; return whether ``session`` received it.
 
-        A process that was stopped or busy meanwhile has not read what is there. So before the answer
-        is no, `run` gets another second to look. ``wait`` is used in place of the method `wait`.
+        If this process was stopped or busy, the token may have arrived and not been read. So `run` gets
+        another second to read it. ``wait`` replaces the method `wait`.
         """
         wait = wait or self.wait
 
@@ -394,12 +410,12 @@ class Listener(object):
         self.wake()
 
     def replace(self, session, kind, reason):
-        """End ``session``, and report an event of this kind. A session that has ended already stays so."""
+        """End ``session`` and report an event with this ``kind`` and ``reason``, unless it has ended already."""
         session.fault = kind, reason
         self.wake()
 
     def wake(self):
-        """Make `run` look at what has changed. Returns at once; also safe in a finalizer."""
+        """Make `run` look at what has changed. Returns at once. A finalizer may call this as well."""
         self._waker.wake()
 
     def _report(self, kind, session, reason):
@@ -427,11 +443,11 @@ class Moved(psycopg2.OperationalError):
 
 
 class Session(object):
-    """What a listener receives notifications from: one connection, or another process that has one."""
+    """The source of a listener's notifications: a connection of this process, or another process that has one."""
 
     #: the `connection.Facts` on the server at the other end
     facts = None
-    #: the process whose connection this is; None: it is our own
+    #: the pid of the leader that has the connection; None if this process has it
     leader_pid = None
     #: the rank of that leader, see `sharing`
     rank = None
@@ -441,13 +457,13 @@ class Session(object):
     place = None
     #: a channel that no other session listens on; the supervisor sends its first token there
     check_channel = None
-    #: the channels that were in force when a token came back; None: no token came back yet
+    #: the channels that were in force when a token came back; None until then
     confirmed = None
     #: seconds from sending that token to its arrival
     round_trip = None
     #: monotonic seconds of the last notification
     heard_at = 0.0
-    #: kind and reason of the event to report; run() gives up a session that has one
+    #: kind and reason of the event to report if the session is to be given up, else None
     fault = None
 
     @property
@@ -460,14 +476,14 @@ class Session(object):
         return not self.facts.pooled or self.confirmed is not None
 
     def seconds_until_silent(self):
-        """Return after how many seconds without a message to look at the session; None: never."""
+        """Return the seconds after which to call `receive` even if nothing arrives; None if there is no limit."""
         return None
 
     def settle(self):
-        """Prepare for a long life. Called once, when the session is confirmed."""
+        """Prepare the session for a long life. Called once, when the session is confirmed."""
 
     def explaining(self, examining_sender, leaked):
-        """A task: return kind and reason of the event to report, since a token did not arrive.
+        """A task: find out why a token did not arrive; return kind and reason of the event to report.
 
         ``examining_sender()`` is a task that returns the `connection.Facts` on a new pooled
         connection; ``leaked``: whether the sender received the token itself. Any thread may run it.
@@ -486,18 +502,18 @@ class DirectSession(Session, connection.Connection):
             raise psycopg2.OperationalError("is a standby, and only a primary takes LISTEN")
 
     def listen(self, channels, warn):
-        """LISTEN on ``channels`` and no others. They are in force on return, but for those that the server refuses.
+        """LISTEN on ``channels`` and no others. They are in force on return, except those that the server refuses.
 
         ``warn(text, *args)`` logs a warning, and must not block.
         """
         statements = ["LISTEN %s" % quote(name) for name in sorted(channels)]
         unwanted = self.channels - channels
         statements += ["UNLISTEN %s" % quote(name) for name in sorted(unwanted)]
-        # Other threads must not take a channel for in force that is about to go.
+        # Other threads must not rely on a channel whose LISTEN is about to end.
         self.channels &= channels
         try:
-            # In one statement, so that pg_stat_activity shows all channels. Of several statements PgDog heeds
-            # only the first, so a pooler gets them one by one.
+            # Send them together, so that pg_stat_activity shows all channels. PgDog notices only the first of several
+            # statements, so a pooler gets them one by one.
             for statement in statements if self.facts.pooled else ["; ".join(statements)]:
                 self._execute(statement, warn)
         except psycopg2.Error as error:
@@ -516,7 +532,7 @@ class DirectSession(Session, connection.Connection):
         except psycopg2.Error as error:
             if not _is_about_names(error):
                 raise
-            # Followers come and go, and each of them changes the channels.
+            # Followers come and go, and each change of the channels causes another attempt.
             if log.rarely(("refused", name)):
                 warn("PostgreSQL refuses to listen on channel %s, which stays silent: %s", ascii(name), error)
 
@@ -534,9 +550,9 @@ class DirectSession(Session, connection.Connection):
             self.execute(statement)
 
     def settle(self):
-        """Keep the server from closing an idle session, and let it notice when our machine is gone.
+        """Keep the server from closing an idle session, and make it notice when this machine is gone.
 
-        What an administrator configured for TCP stays. The settings that a server does not have are left out.
+        An administrator's settings for TCP are kept. Settings that the server lacks are left out.
         """
         if self.facts.pooled:
             return
@@ -545,15 +561,16 @@ class DirectSession(Session, connection.Connection):
                 if source == "default" or name == "idle_session_timeout":
                     self.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, _SERVER_SETTINGS[name]))
         except psycopg2.Error as error:
-            # The role may lack the right, and the session works without them. If it is lost, LISTEN fails as well.
+            # The role may lack the right, and the session works without these settings. If the server has ended the
+            # session, the next statement fails as well.
             if not getattr(error, "sqlstate", None):
                 raise
         # pg_stat_activity shows the last statement of a session, which should be LISTEN.
         self.listen(self.channels, lambda *_warned_before: None)
 
     def explaining(self, examining_sender, leaked):
-        # Both servers are looked at anew, since one of them may have been restarted. A path that gives no answer
-        # is tried only once: the check interval has no time for more.
+        # Examine both servers again, since one of them may have been restarted. Try a path that gives no answer only
+        # once: the check interval has no time for more.
         try:
             quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
             another = yield from connection.opening(quickly)
@@ -574,9 +591,9 @@ class DirectSession(Session, connection.Connection):
 
 
 def _is_about_names(error):
-    """Return whether PostgreSQL refused a statement for a name in it.
+    """Return whether PostgreSQL refused a statement because of a name in it.
 
-    SQLSTATE class 22 is for characters that its encoding does not have, the others are for names.
+    SQLSTATE class 22 stands for characters that the encoding lacks, the other codes for names.
     """
     sqlstate = error.sqlstate or ""
     return sqlstate.startswith("22") or sqlstate in ("42601", "42602", "42622")
@@ -586,8 +603,8 @@ class Backoff(object):
     """How long to wait before the next attempt to connect.
 
     A lost session is replaced at once as long as a budget lasts: `IMMEDIATE_RECONNECTS` of them,
-    and one more each `SECONDS_PER_RECONNECT`. So the second and third loss in a row cost nothing
-    either, while a path that is cut at each notification does not cause a storm of logins.
+    and one more each `SECONDS_PER_RECONNECT`. So the second and third loss in a row do not delay
+    notifications either, but a path that breaks at each notification does not cause a storm of logins.
     """
 
     def __init__(self):
@@ -600,7 +617,7 @@ class Backoff(object):
     def after(self, lasted, took):
         """Return the seconds to wait.
 
-        ``lasted``: the seconds that the session lasted, None if there was none that worked;
+        ``lasted``: the seconds that the session lasted, None if no session worked;
         ``took``: the seconds since the attempt to connect began.
         """
         now = time.monotonic()
