@@ -5,17 +5,17 @@
 Each listening backend takes one of PostgreSQL's connections, and before PostgreSQL 19 each
 NOTIFY wakes every backend that listens in the database. So among the processes with the same
 user, namespaces, connection parameters, database and version of this code, one connects: the
-*leader*. The others, its *followers*, receive through it what they listen on.
+*leader*. The others, its *followers*, receive their notifications through it.
 
 Leader and followers meet at a Unix socket in Linux's abstract namespace. Only one process can
 bind a name, and the name disappears with that process. So the process that binds it leads, and
 nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`: a process tries
-the better ones first, and goes on to the next one if a name leads to a leader that is of no use.
+the better ones first, and the next name if the leader at one of them is of no use.
 
 - A follower receives what it listens on once `FollowerSession.listen` has returned, as on any session.
 - A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for `SILENCE`
   seconds leaves. While the leader has no connection, its followers wait for half a minute to a
-  minute before they look for another way.
+  minute before they look for another connection.
 - A leader never waits for a follower: it drops a follower whose socket is full. The dropped process
   joins again, and catches up with what it missed.
 - Neither side talks to a process of another user or of other namespaces, see `_peer`.
@@ -53,27 +53,27 @@ _logger = logging.getLogger(__name__)
 
 # Seconds for a leader to accept a connection and send its first message.
 GREETING_TIMEOUT = 0.9
-# Seconds between two messages of a leader, and without any until a follower leaves. The difference is
-# what a busy machine may take to run a thread.
+# Seconds between two messages of a leader, and seconds without a message until a follower leaves. The difference
+# allows for a busy machine that runs a thread late.
 HEARTBEAT, SILENCE = 2.0, 4.5
-# Seconds more that a silent leader gets: this process may have been as late as the leader.
+# Additional seconds for a silent leader, since this process may have been as late as the leader.
 LAST_MOMENT = 0.3
-# Seconds during which a process does not use a session of a leader again that never delivered a token, and
-# during which it does not follow a leader again that was silent.
+# Seconds for which a process avoids a leader's session that never delivered a token, and for which it avoids a
+# leader that was silent or a session that stopped delivering.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
-# The names, the better ones first: nothing but the event loop keeps a gevent process busy, while the jobs of
-# other processes may hold the interpreter for seconds. The second name of each kind is for processes to gather
-# at while the leader at the first one is of no use to them.
+# The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
+# may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
+# first one is of no use to them.
 _RANKS = ("evented", "evented-2", "plain", "plain-2")
-# Bytes: more than any message has; what a message of several notifications may have. A socket refuses a message
-# that is larger than its buffer, of which Linux grants 208 kB by default.
+# Bytes: an upper limit for all messages, and one for a message of several notifications. A socket refuses a message
+# that is larger than its buffer, which Linux limits to 208 kB by default.
 _LONGEST_MESSAGE, _BATCH = 1 << 20, 1 << 16
-# Read when the module is loaded: an update may replace the files of a running process.
+# The addon's code identifies its version. Read it now: an update may replace the files of a running process.
 _CODE = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
 
 
 def possible():
-    """Return whether processes can share a connection on this system. Linux with /proc is needed."""
+    """Return whether processes can share a connection on this system. This needs Linux with /proc."""
     try:
         return hasattr(socket, "SO_PEERCRED") and bool(_namespaces())
     except OSError:
@@ -87,7 +87,7 @@ class Sharing(object):
     ``unproven`` last. ``parameters()`` returns the libpq keywords of such a session. ``share``: whether
     to share at all; ``evented``: whether this is a gevent process.
 
-    `connect` and `close` are to be called from the listener's thread, `better` from any.
+    `connect` and `close` have to be called by the listener's thread; any thread may call `better`.
     """
 
     def __init__(self, direct, parameters, share, evented):
@@ -99,21 +99,21 @@ class Sharing(object):
         self._reach = range(own[-1] + 1) if self._own_ranks else range(0)
         self._leader = None
         self._last = None
-        #: pid of a leader, or what identifies its session -> monotonic seconds until which it is not followed
+        #: pid of a leader, or identity of its session -> monotonic seconds until which to avoid it
         self._avoided = {}
-        #: addresses that led to a session on which no token arrived, the latest one last
+        #: addresses that led to a session on which no token arrived, the latest address last
         self._unproven = []
 
     def connect(self, listener):
         """Return a session for ``listener``; raise ``psycopg2.Error`` or ``OSError`` if there is none.
 
-        It may make this process a leader, of ``listener``.
+        It may make this process a leader, which serves the session of ``listener`` to followers.
         """
         last, self._last = self._last, None
         self._learn_from(last, time.monotonic())
         if last is not None and last.fault is not None and last.fault[0] == MOVED:
-            # The followers find the better leader by themselves. If it loses its connection just now, this process
-            # waits for it up to a minute, and would not tell them.
+            # The followers find the better leader by themselves. If that leader has just lost its connection, this
+            # process waits for it up to a minute, and could not serve followers meanwhile.
             self.close()
         self._last = self._join_leader(listener) or self._direct(self._unproven)
         return self._last
@@ -121,7 +121,7 @@ class Sharing(object):
     def better(self, session):
         """Return whether `connect` is likely to return a better session than ``session``.
 
-        That is the session of a better leader, or one that this process may lead with. May take seconds.
+        A better session is that of a better leader, or one with which this process becomes a leader. May take seconds.
         """
         leader = self._leader if session.leader_pid is None else session
         for rank in self._reach:
@@ -131,7 +131,7 @@ class Sharing(object):
                 FollowerSession(self._name(rank), rank, GREETING_TIMEOUT, self._to_avoid()).close()
                 return True
             except ConnectionRefusedError:
-                # Nobody leads at this rank.
+                # No process leads at this rank.
                 if leader is None and rank in self._own_ranks:
                     return True
             except (OSError, psycopg2.Error):
@@ -139,7 +139,7 @@ class Sharing(object):
         return False
 
     def close(self):
-        """Stop to lead. All followers leave."""
+        """Stop leading. All followers leave."""
         if self._leader is not None:
             self._leader.close()
             self._leader = None
@@ -148,7 +148,7 @@ class Sharing(object):
         """Return the session of the best leader; None if there is none, or this process leads."""
         for rank in self._reach:
             own = rank in self._own_ranks
-            # A leader that begins or ends has its name for a moment without accepting followers.
+            # A leader that starts or ends holds its name for a moment without accepting followers.
             for _attempt in range(3 if own else 1):
                 if own and self._lead(listener, rank):
                     return None
@@ -164,10 +164,10 @@ class Sharing(object):
         return None
 
     def _follow(self, listener, rank):
-        """Return a `FollowerSession`, and stop to lead; see there what is raised."""
+        """Stop leading and return a `FollowerSession`. Raises what that raises, or `_LeaderEnded`."""
         began = time.monotonic()
-        # All followers wait for a leader without a connection. At random, so that they do not all give up at
-        # the same time.
+        # All followers wait for a leader without a connection. The time is random, so that they do not all give up
+        # at once.
         patience = LONGEST_DELAY * random.uniform(6, 12)
         try:
             session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), lambda: listener.closed)
@@ -190,19 +190,19 @@ class Sharing(object):
         return True
 
     def _to_avoid(self):
-        """Return the leaders, and the sessions of leaders, that are not to be followed now."""
+        """Return the pids of leaders, and the identities of sessions, to avoid now."""
         now = time.monotonic()
         return {leader for leader, until in list(self._avoided.items()) if until > now}
 
     def _learn_from(self, session, now):
-        """Note what the last session says about its leader or its address."""
+        """Note what the last session has shown about its leader or its address."""
         if session is None:
             return
         if session.leader_pid is not None:
             if session.silent:
                 self._avoided[session.leader_pid] = now + AVOID_SILENT
             elif session.unheard:
-                # A session that did deliver before has lost its path, which may come back.
+                # A session that delivered before has lost its path, which may come back.
                 seconds = AVOID_UNHEARD if session.confirmed is None else AVOID_SILENT
                 self._avoided[session.identity()] = now + seconds
             return
@@ -213,8 +213,8 @@ class Sharing(object):
 
     def _name(self, rank):
         own, env = self._parameters(), os.environ
-        # Without secrets: anybody can see the names, and could try out passwords. A process with a wrong password
-        # runs as the same user and could read the right one.
+        # The name depends on no secrets: any user can see it, and could try out passwords. A process with a wrong
+        # password may share as well, since it runs as the same user and could read the right one.
         alike = [(key, str(own[key])) for key in sorted(own) if key not in SECRETS + ("application_name",)]
         alike += [(key, env[key]) for key in sorted(env) if key[:2] == "PG" and key not in ("PGPASSWORD", "PGAPPNAME")]
         identity = ascii([os.geteuid(), _namespaces(), alike]).encode()
@@ -223,19 +223,22 @@ class Sharing(object):
 
 
 class _LeaderEnded(Moved):
-    """A leader ended while it was waited for. It may have found a better one, so start again with the best rank."""
+    """A leader ended while this process waited for its connection.
+
+    It may have found a better leader, so start again with the best rank.
+    """
 
 
 class FollowerSession(Session):
     """The session of a leader, as a follower sees it. The methods do what those of `DirectSession` do.
 
-    ``patience``: the seconds that a leader without a connection is waited for; ``avoided``: the pids
-    of leaders, and the `identity` of sessions, not to follow; ``give_up()``: whether to wait no longer.
-    Raises ``ConnectionRefusedError`` if nobody leads at ``name``, else ``OSError`` or `Moved` if this
-    leader is of no use.
+    ``patience``: the seconds to wait for a leader without a connection; ``avoided``: the pids of
+    leaders, and the `identity` of sessions, not to follow; ``give_up()``: whether to wait no longer.
+    Raises ``ConnectionRefusedError`` if no process leads at ``name``, else ``OSError`` or `Moved` if
+    this leader is of no use.
     """
 
-    #: whether this leader stood still
+    #: whether this leader sent or read nothing for too long
     silent = False
     #: whether a token did not arrive through this session
     unheard = False
@@ -264,17 +267,17 @@ class FollowerSession(Session):
                 raise Moved(self._leader + " has a connection through which nothing arrives")
 
     def identity(self):
-        """Return what differs from any other session of this or another leader."""
+        """Return a value that no other session has, of this leader or of another one."""
         return self.leader_pid, self.facts.backend_pid, self.facts.started
 
     def listen(self, channels, warn):
-        # The leader may have stopped to listen on channels that this session did not want meanwhile.
+        # The leader may have ended LISTEN on channels that this session did not want in the meantime.
         self._in_force &= self.channels
-        fit = {name for name in channels if _is_channel(name)}
+        valid = {name for name in channels if _is_channel(name)}
         try:
             self._socket.settimeout(GREETING_TIMEOUT)
-            self._socket.send(json.dumps(sorted(fit)).encode())
-            self._wait_until(lambda: fit <= self._in_force, time.monotonic() + SILENCE)
+            self._socket.send(json.dumps(sorted(valid)).encode())
+            self._wait_until(lambda: valid <= self._in_force, time.monotonic() + SILENCE)
         except OSError:
             self.silent = True
             self.fault = MOVED, self._leader + ", through which it listened, does not answer"
@@ -296,10 +299,10 @@ class FollowerSession(Session):
         return max(self._silent_at - time.monotonic(), 0.0)
 
     def _expect_another_heartbeat(self):
-        """Give a silent leader a moment, once; then raise ``psycopg2.OperationalError``.
+        """Give a silent leader a moment once; after that, raise ``psycopg2.OperationalError``.
 
-        If this process itself did not run when it should have looked, the machine may be busy, or was
-        suspended. Then the leader gets the time for one more heartbeat.
+        If this process itself ran late, the machine may be busy or was suspended. In that case the leader
+        gets the time for one more heartbeat.
         """
         now = time.monotonic()
         if self._waits_longer:
@@ -316,7 +319,7 @@ class FollowerSession(Session):
         return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader
 
     def _wait_until(self, condition, deadline):
-        """Read until ``condition()``; raise ``OSError`` if that is not so at ``deadline``, or the leader is silent."""
+        """Read until ``condition()`` is true; raise ``OSError`` at ``deadline``, or if the leader is silent."""
         while not condition():
             left = min(deadline - time.monotonic(), SILENCE)
             if left <= 0:
@@ -351,15 +354,15 @@ class Follower(object):
     Any thread may call `put`, `tell`, `beat`, `drop` and `close`.
     """
 
-    #: it does not keep the listener alive
+    #: a follower does not keep the listener alive
     local = False
 
     def __init__(self, connected):
         self.channels = frozenset()
         self.socket = connected
         self._state = None
-        # Another file that is opened may get the number of a closed socket. So a socket is never closed while
-        # another thread sends.
+        # A file that is opened may get the number of a socket that was just closed. So the socket is never closed
+        # while another thread sends.
         self._lock = threading.Lock()
 
     def put(self, notifications):
@@ -375,7 +378,7 @@ class Follower(object):
         return True
 
     def tell(self, facts, numbers):
-        """Send the leader's state, unless it is as before."""
+        """Send the leader's state, unless it is unchanged."""
         state = [facts, sorted(numbers)]
         if state != self._state:
             self._state = state
@@ -401,14 +404,14 @@ class Follower(object):
             with self._lock:
                 self.socket.send(text.encode())
         except OSError:
-            # It is gone, or does not read.
+            # The follower is gone, or does not read.
             self.drop()
 
 
 class Leader(object):
     """Accepts followers for ``listener`` at ``name``, in a thread of its own, until it is closed.
 
-    Raises ``OSError`` if the name is taken or there is no descriptor left, ``RuntimeError`` if no thread.
+    Raises ``OSError`` if the name is taken or no descriptor is left, ``RuntimeError`` if no thread can be started.
     """
 
     def __init__(self, listener, name, rank):
@@ -431,7 +434,7 @@ class Leader(object):
         # This wakes up the thread, which closes the sockets.
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
-        # Not left to the thread, since the listener may be about to tell the followers of another session.
+        # Do this here, not in the thread: the listener may be about to tell the followers about another session.
         for follower in list(self._followers.values()):
             follower.drop()
 
@@ -467,17 +470,17 @@ class Leader(object):
         except PermissionError:
             return
         except OSError:
-            # There is no descriptor left. The other process waits for an answer in vain, and goes another way.
+            # No descriptor is left. The other process waits in vain for a message, and then tries another name.
             time.sleep(0 if self._closed else 0.5)
             return
         follower = self._followers[connected] = Follower(connected)
-        # The listener tells more later. The other process wants to know at once that somebody is there.
+        # The listener sends the state later. The other process waits only `GREETING_TIMEOUT` for a first message.
         follower.tell(None, {})
         if not self._listener.add(follower):
             self._remove(selector, connected)
 
     def _read(self, selector, connected):
-        """Read which channels a follower wants; remove a follower that is gone or sent something else."""
+        """Read the channels that a follower wants; remove a follower that is gone or sent something else."""
         try:
             names = json.loads(connected.recv(_LONGEST_MESSAGE).decode())
             if not isinstance(names, list):
@@ -485,9 +488,9 @@ class Leader(object):
         except (OSError, ValueError, RecursionError):
             self._remove(selector, connected)
             return
-        # A name that PostgreSQL does not take must not cost the other followers their session.
-        fit = frozenset(name for name in names if _is_channel(name))
-        self._listener.listen(self._followers[connected], fit)
+        # A name that PostgreSQL refuses must not cost the other followers their session.
+        valid = frozenset(name for name in names if _is_channel(name))
+        self._listener.listen(self._followers[connected], valid)
 
     def _remove(self, selector, connected):
         follower = self._followers.pop(connected)
@@ -503,14 +506,14 @@ def _is_channel(name):
         return False
 
 
-# All followers on a channel get the same text.
+# Cached, since all followers on a channel get the same text.
 @functools.lru_cache(maxsize=64)
 def _text(notification):
     return json.dumps([notification.pid, notification.channel, notification.payload])
 
 
 def _peer(connected):
-    """Return the pid of the process at the other end; raise ``PermissionError`` if it is not to be trusted.
+    """Return the pid of the process at the other end; raise ``PermissionError`` if it must not be trusted.
 
     Containers with a shared network namespace can reach each other, and the same uid may be a different
     user there. So both processes have to be in the same namespaces. Linux reports pid 0 for a process
@@ -525,7 +528,7 @@ def _peer(connected):
 def _namespaces(pid="self"):
     """Return the inodes of the pid and user namespaces of a process; raise ``OSError`` if they can't be read.
 
-    Not of the mount namespace: systemd's PrivateTmp gives each service its own, and services should share.
+    The mount namespace does not count: systemd's PrivateTmp gives each service its own, but services should share.
     """
     return [os.stat("/proc/%s/ns/%s" % (pid, kind)).st_ino for kind in ("pid", "user")]
 
