@@ -1,14 +1,14 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Find out whether the listener receives what is sent, why it does not, and what it missed.
+"""Find out whether the listener receives what is sent, why not, and what it missed.
 
 `Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
 and writes the listener's log lines. So a notification is late by at most ``check_interval`` if a
 path dies silently, and by about ``poll_interval`` while nothing listens. None is lost.
 
-Everything here uses pooled connections, in a thread of its own (a greenlet under gevent): a pooler
-that hangs must not delay a push. Checks and look-ups run side by side in that thread, as `tasks`, so
-a database that hangs delays neither checks nor other databases.
+The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
+pooler that hangs must not delay a push. Checks and look-ups run side by side in that thread, as
+`tasks`, so a database that hangs delays neither checks nor other databases.
 """
 
 import collections
@@ -27,36 +27,37 @@ from .payload import BUS_CHANNEL, CRON_CHANNEL, HEARTBEAT_CHANNEL, quote, readab
 
 _logger = logging.getLogger(__name__)
 
-# The modes, of which log, health and tests speak.
-#: What is sent arrives at once: it was tried. All is well.
+# The modes of a listener.
+#: Notifications arrive at once, as a token has shown.
 LISTENING = "listening"
-#: The same, by way of another process that listens.
+#: The same, through the leader.
 SHARED = "shared"
-#: What is sent arrives late, from looks into bus_bus, or is about to; scheduled actions
-#: start by Odoo's own timer. The server, or the way to it, is away: see the log.
+#: Notifications arrive late, since bus_bus is polled or soon will be; scheduled actions start by
+#: Odoo's own timer. The server or the path to it is down, or an option is wrong: see the log.
 POLLING = "polling"
-#: Nothing arrives. The pooler is away as well, or polling is off.
+#: Nothing arrives: the pooler is down as well, or polling is off.
 DEAF = "deaf"
 
-# Seconds that a check may take to come back, once it is committed.
+# Seconds that a token may take to arrive after its commit.
 CHECK_TIMEOUT = 5.0
-# Seconds; what is set below counts as these, since each check or look is a login at the pooler.
+# Seconds. Shorter intervals count as these, since each check or look-up is a login at the pooler.
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
-# Seconds without a confirmed LISTEN before bus_bus is looked at instead.
+# Seconds without a confirmed LISTEN until polling begins.
 GRACE = 2.0
-# Seconds until what could not be done through the pooler is tried again; where it doubles, at most.
+# Seconds until a step that failed is repeated, and the most seconds where this delay doubles.
 RETRY, LONGEST_RETRY = 2.0, 60.0
-# Seconds between two look-ups of what a full feed had no room for.
+# Seconds between two look-ups of what a full feed dropped.
 DROPPED_INTERVAL = 5.0
-# Seconds. While look-ups are under way, a change of the listener is noticed so much later at most.
+# Seconds. While look-ups are under way, rounds follow each other at least this often.
 SLICE = 0.5
-# Seconds between two lines of the log on databases that stay pending: the first doubles up to the second.
+# Seconds between two log lines about databases that stay pending: at first, and at most. The interval doubles.
 FIRST_REMINDER, LONGEST_REMINDER = 60.0, 3600.0
 NEVER = float("inf")
-# PostgreSQL's code of an error.
+# An SQLSTATE.
 INSUFFICIENT_PRIVILEGE = "42501"
 
-# Since 14.0 Odoo sends with this function. PostgreSQL has to find an operator's own function as it does for Odoo.
+# From 14.0 on, Odoo sends with the function that this variable names. It is not qualified, so that PostgreSQL finds it
+# as it does for Odoo.
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
@@ -76,8 +77,8 @@ class Supervisor(object):
     ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
     ``databases`` are the `catchup.Databases` that may hold a bus_bus, ``backlog`` is the
     `catchup.Backlog` of the process, and ``options`` are the `settings.Settings`.
-    ``better(session)`` returns whether a better session can be had, see `sharing.Sharing.better`.
-    ``configured`` are the databases that Odoo is limited to, if any.
+    ``better(session)`` returns whether there is a better session, see `sharing.Sharing.better`.
+    ``configured`` are the databases to which Odoo is limited, if any.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class Supervisor(object):
         self._list_delay = RETRY
         self._polling = False
         self._poll_due = 0.0
-        #: what runs side by side in this thread
+        #: the tasks that run side by side in this thread
         self._tasks = tasks.Tasks()
-        #: monotonic seconds of the next line on databases that stay pending, and seconds up to the one after it
+        #: when to log the next line about databases that stay pending (monotonic seconds), and the seconds from
+        #: that line to the one after it
         self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
@@ -116,12 +118,12 @@ class Supervisor(object):
             self.listener.wait(lambda seen=seen: self._state() != seen, min(max(seconds, 0), 3600))
         # Databases whose look-up is under way stay pending, for the next listener.
         self._tasks.close()
-        # A feed that is garbage-collected does not call close().
+        # If the last feed was garbage-collected, nothing has called close().
         self.listener.close()
         self.listener.journal.write(NEVER)
 
     def round(self, now):
-        """Do what is due at ``now``, monotonic seconds; return when to come again.
+        """Do what is due at ``now``, monotonic seconds; return when the next round is due.
 
         While look-ups are under way it waits for them, until one of them ends, the listener changes,
         another step is due or a `SLICE` is over.
@@ -145,7 +147,7 @@ class Supervisor(object):
         return POLLING if soon or BUS_CHANNEL not in self.listener.wanted else DEAF
 
     def status(self):
-        """Return how the listener is, a dictionary for `health`."""
+        """Return the state of the listener, a dictionary for `health`."""
         session, channels = self.listener.in_force
         round_trip = session and session.round_trip
         return {
@@ -159,7 +161,7 @@ class Supervisor(object):
         }
 
     def _problem(self):
-        """Return what is wrong, in words that anybody may read; None if nothing is."""
+        """Return what is wrong, in words that anybody may read; None if nothing is wrong."""
         mode = self.mode
         if mode == DEAF:
             return "notifications do not arrive"
@@ -175,7 +177,7 @@ class Supervisor(object):
     # The steps. Each returns when it has to be called again, if nothing changes.
 
     def _note_changes(self, now):
-        """Find out what a new session, or new channels, or a full feed make due."""
+        """Plan what a new session, new channels or a full feed require."""
         before, self._in_force = self._in_force, self.listener.in_force
         if self._in_force != before:
             self._check_due = now
@@ -184,12 +186,12 @@ class Supervisor(object):
         gained = {name for name, number in self._in_force[1].items() if before[1].get(name) != number}
         if BUS_CHANNEL in gained:
             self._backlog.add_pending(self._with_bus(), now, afresh=True)
-        # Not at the first start: cron would begin at once instead of after a minute.
+        # Not at the first start, when cron would begin at once instead of after a minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
         if self._dropped == self.listener.dropped:
             return NEVER
-        # What a look-up finds is dropped as well while the feed is full, so this must not happen at once again.
+        # While a feed is full, it drops what a look-up finds as well. So the look-up must not be repeated at once.
         if now >= self._dropped_due:
             self._dropped, self._dropped_due = self.listener.dropped, now + DROPPED_INTERVAL
             self._backlog.add_pending(self._with_bus(), now)
@@ -212,7 +214,7 @@ class Supervisor(object):
         return self._backlog.next_due(now)
 
     def _wake_cron(self, now):
-        """Have cron look for jobs that it was told of while it did not hear."""
+        """Make cron look for jobs that were announced while nothing listened."""
         if CRON_CHANNEL not in self._in_force[1]:
             return NEVER
         if self._cron_due <= now:
@@ -221,11 +223,11 @@ class Supervisor(object):
         return self._cron_due
 
     def _check(self, now):
-        """Check that what is sent arrives; if it does not, say why and have the listener reconnect.
+        """Check that notifications arrive. If they do not, find out why and make the listener reconnect.
 
-        A session with new channels has to receive a token that this process sent. After that any
-        notification shows that it still receives. So one process that sends a heartbeat is enough
-        for all that listen in the database: NOTIFY wakes up every one of them.
+        A session with new channels has to receive a token that this process sent. After that, any
+        notification shows that the session still works. So it is enough if one process sends a
+        heartbeat, since all processes that listen in the database receive it.
         """
         session, numbers = self._in_force
         if session is None or not (numbers or session.facts.pooled):
@@ -285,15 +287,15 @@ class Supervisor(object):
         """Return whether only a token of this process can show that the proven ``session`` still receives."""
         if (sender.started, sender.database) != (session.facts.started, session.facts.database):
             return True
-        # PgDog before 0.1.52 takes channels of the same name in two databases for one. So what arrives through a
-        # pooler may come from another database. A leader finds that out for its followers.
+        # PgDog before 0.1.52 mixes up channels of the same name in two databases. So a notification that arrives
+        # through a pooler may come from another database. A leader checks this for its followers.
         behind_pooler = session.facts.pooled and session.leader_pid is None
         return behind_pooler or session.heard_at + 0.98 * self._span <= now
 
     def _token_channel(self, session, proven):
-        # A session that no token has reached yet may be behind a pooler that has kept the LISTEN of another
-        # process: nobody but this session listens on the check channel. Through a pooler the second token then
-        # has to prove a channel that has the same name in all databases, as Odoo's have.
+        # A session that has received no token yet may be behind a pooler that kept the LISTEN of another process. So
+        # the first token goes to the check channel, on which only this session listens. Behind a pooler, the second
+        # token has to arrive on a channel that has the same name in all databases, as Odoo's channels have.
         if proven or (session.facts.pooled and session.confirmed is not None):
             return HEARTBEAT_CHANNEL
         return session.check_channel
@@ -313,8 +315,8 @@ class Supervisor(object):
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
         last_seen, self._seen = self._seen, _Seen(attempt.moment, now)
-        # NOTIFY keeps the order of commits: when a token arrives, everything that the snapshot taken before it
-        # shows has been delivered. A notification from elsewhere shows that only for the last check's snapshot.
+        # NOTIFY keeps the order of commits: when a token arrives, everything that the snapshot taken before it shows
+        # has been delivered. A notification of another process proves that only for the snapshot of the last check.
         heard = last_seen
         if attempt.sent_at is not None:
             self.listener.confirm(session, channels, self._last_check - attempt.sent_at)
@@ -322,8 +324,8 @@ class Supervisor(object):
         if BUS_CHANNEL in channels and self._dropped == self.listener.dropped:
             self._backlog.heard_up_to(*heard)
         interval = self._check_interval()
-        # A failure has to be known when the interval is over, so the check begins earlier. The processes start
-        # theirs at random, so that the first one sends for all.
+        # A failure has to be known when the interval is over, so the check begins earlier. Each process begins at a
+        # random moment, so that the first one sends for all.
         longest = interval - self._patience() - connection.PROBE_TIMEOUT if interval else NEVER
         self._span = longest * random.uniform(0.9, 1)
         self._check_due = min(now, session.heard_at) + self._span
@@ -338,7 +340,7 @@ class Supervisor(object):
         return min(CHECK_TIMEOUT, self._check_interval() / 3 or CHECK_TIMEOUT)
 
     def _write_log(self, now):
-        """Write what the listener's thread has to say, last of all: a log handler may block.
+        """Write the log lines of the listener's thread. This is the last step, since a log handler may block.
 
         During an outage, or while look-ups are under way, the lines wait for `log.LOG_DELAY`.
         """
@@ -347,7 +349,7 @@ class Supervisor(object):
         return self.listener.journal.due
 
     def _poll(self, now):
-        """While no LISTEN is confirmed, have bus_bus looked into instead."""
+        """While no LISTEN is confirmed, poll bus_bus instead."""
         since, interval = self.listener.deaf_since, self._options.poll_interval
         interval = interval and max(interval, SHORTEST_POLL_INTERVAL)
         session = self.listener.session
@@ -356,7 +358,7 @@ class Supervisor(object):
                 _logger.info("the listener of database %s has taken over from polling", self.listener.database)
             self._polling = False
         elif session is not None and session.confirmed:
-            return NEVER  # the listener is about to tell
+            return NEVER  # the listener is about to report it
         elif interval and BUS_CHANNEL in self.listener.wanted:
             if now < since + GRACE:
                 return since + GRACE
@@ -368,14 +370,14 @@ class Supervisor(object):
             self._polling = True
             if now < self._poll_due:
                 return self._poll_due
-            # A round follows each look-up, but this step is not for free if databases are many.
+            # A round follows each look-up, but with many databases this step takes a while.
             self._poll_due = now + SHORTEST_POLL_INTERVAL / 4
             self._backlog.poll(self._last_used(now), interval, now)
-            # Odoo may work on another database by then.
+            # Odoo may use another database by then.
             return now + interval
         return NEVER
 
-    # What they are made of ------------------------------------------------------
+    # The parts of these steps -----------------------------------------------------
 
     def _state(self):
         listener = self.listener
@@ -387,7 +389,7 @@ class Supervisor(object):
         except (psycopg2.Error, OSError) as error:
             _logger.debug("%s: %s", step.__name__, error)
         except Exception as error:
-            # Better a supervisor with a bug than none.
+            # A bug must not end the supervisor.
             log.log_bug(_logger, error)
         return now + RETRY
 
@@ -415,7 +417,7 @@ class Supervisor(object):
         return condition()
 
     def _finish(self, task):
-        """Run ``task`` to its end, and return its value; look-ups go on meanwhile."""
+        """Run ``task`` to its end and return its value. Look-ups go on meanwhile."""
         outcome = []
         self._tasks.start(_noting(task, outcome))
         self._wait(lambda: outcome, NEVER)
@@ -427,12 +429,12 @@ class Supervisor(object):
         return value
 
     def _deliver(self, channels):
-        fit = [one for one in channels if readable("[%s]" % one, self.listener.series)]
-        return not fit or self.listener.deliver([Notify(0, BUS_CHANNEL, "[%s]" % ",".join(fit))])
+        texts = [each for each in channels if readable("[%s]" % each, self.listener.series)]
+        return not texts or self.listener.deliver([Notify(0, BUS_CHANNEL, "[%s]" % ",".join(texts))])
 
     def _last_used(self, now):
         """Return when the databases that may hold a bus_bus were last used."""
-        # Odoo keeps nothing in postgres.
+        # The database postgres has no bus_bus.
         return {name: at for name, at in self._databases.last_used(now).items() if name != "postgres"}
 
     def _with_bus(self):
@@ -440,7 +442,7 @@ class Supervisor(object):
         return frozenset(self._last_used(time.monotonic()))
 
     def _waking_cron(self):
-        """A task: wake cron for the databases that are known, at once, and then for all others of the server."""
+        """A task: wake cron at once for the databases that are known, then for all others of the server."""
         known = self._configured.union(self._with_bus())
         self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in sorted(known)])
         try:
@@ -473,7 +475,7 @@ class Supervisor(object):
     def _listing_databases(self):
         """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.
 
-        Raises ``psycopg2.Error`` or ``OSError``. Once the role turns out not to have the right, nothing is asked.
+        Raises ``psycopg2.Error`` or ``OSError``. Once the server has refused this to the role, asks no more.
         """
         if self._list_delay is None:
             raise psycopg2.ProgrammingError("the role may not list databases")
@@ -498,5 +500,5 @@ def _noting(task, outcome):
     except Exception as raised:
         error = raised
     finally:
-        # Also if the task is closed, since the process has run out of descriptors.
+        # This runs as well if the task is closed because the process has run out of descriptors.
         outcome.append((value, error))
