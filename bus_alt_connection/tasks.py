@@ -13,7 +13,7 @@ import time
 
 import psycopg2
 
-# Seconds between two looks at whether a wait has become pointless, see `connection.Connection.fault`.
+# Seconds between two checks whether a wait has become pointless, see `connection.Connection.fault`.
 _TICK = 0.5
 
 #: What a task waits for: an event of `selectors` on a file descriptor, at most until ``deadline``
@@ -25,7 +25,7 @@ def ready(waits, timeout):
     """Wait up to ``timeout`` seconds for any of ``waits``; return the set of the descriptors that are ready."""
     broken = set()
     if all(wait.descriptor is None for wait in waits):
-        # Some systems can't select on nothing.
+        # Some systems can't select without a descriptor.
         time.sleep(timeout)
         return broken
     with selectors.DefaultSelector() as selector:
@@ -41,7 +41,7 @@ def ready(waits, timeout):
 
 
 def finish(task):
-    """Run ``task`` to its end, which may block; return its value."""
+    """Run ``task`` to its end and return its value. May block."""
     with contextlib.closing(task):
         try:
             wait = next(task)
@@ -53,9 +53,9 @@ def finish(task):
 
 
 def within(seconds, task, clock):
-    """A task: run another one, and end it with ``psycopg2.OperationalError`` once it has taken too long.
+    """A task: run ``task``, and end it with ``psycopg2.OperationalError`` if it takes longer than ``seconds``.
 
-    ``clock()`` returns seconds, such as `Tasks.attended`.
+    ``clock()`` returns the seconds that count, for example `Tasks.attended`.
     """
     end = clock() + seconds
     with contextlib.closing(task):
@@ -71,7 +71,7 @@ def within(seconds, task, clock):
 
 
 def sleep(seconds):
-    """A task: wait for so many seconds."""
+    """A task: wait for ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield Wait(None, None, deadline)
@@ -89,9 +89,9 @@ class Tasks(object):
         return len(self._waits)
 
     def attended(self):
-        """Return monotonic seconds that stand still while the thread does something else than to run the tasks.
+        """Return monotonic seconds that do not count the time in which the thread did not run the tasks.
 
-        By these a task finds out how long an answer has taken. Any other clock would blame the server.
+        With these, a task measures how long an answer took. Another clock would count delays of this thread as well.
         """
         return self._seen - self._unattended
 
@@ -104,7 +104,7 @@ class Tasks(object):
         """Run all tasks until one of them has ended, ``waker`` is readable, or ``until`` (monotonic seconds).
 
         Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
-        has run out of descriptors; then all tasks are closed, to give back theirs.
+        has run out of descriptors; then all tasks are closed, to release theirs.
         """
         self._note_absence()
         number = len(self._waits)
