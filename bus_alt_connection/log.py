@@ -23,7 +23,7 @@ LONGEST_JOURNAL = 1000
 
 #: libpq keywords whose values are shown to nobody
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
-# Greedy, since whoever writes a password where none belongs won't escape it.
+# Greedy, since a user who writes a password in the wrong place does not escape its characters.
 _URI_PASSWORD = re.compile(r"(://[^:/@\s]*:).*@", re.DOTALL)
 _DSN_PASSWORD = re.compile(r"((?:password|secret|client_key|server_key)\s*=\s*).+", re.IGNORECASE | re.DOTALL)
 
@@ -47,8 +47,8 @@ Event = collections.namedtuple("Event", "kind session reason at")
 class Journal(object):
     """Log lines of threads that must not wait for a log handler, which may block for seconds.
 
-    Any thread may add. One thread, the supervisor's, calls `write`. ``outages`` is an `OutageLog`;
-    a journal is called with the events for it.
+    Any thread may add lines. One thread, the supervisor's, calls `write`. ``outages`` is an `OutageLog`.
+    Calling a journal with an `Event` plans a call of ``outages`` with that event.
     """
 
     def __init__(self, outages):
@@ -59,7 +59,7 @@ class Journal(object):
         self.add(self._outages, event)
 
     def add(self, write, *args):
-        """Have ``write(*args)`` called later. Returns at once."""
+        """Plan a call of ``write(*args)``, which the method `write` makes. Returns at once."""
         self._entries.append((time.monotonic() + LOG_DELAY, write, args))
 
     @property
@@ -142,22 +142,22 @@ class OutageLog(object):
 _last = {}
 
 
-def rarely(what):
-    """Return True for ``what`` at most once in `REMINDER` seconds. There must be few different ones."""
+def rarely(problem):
+    """Return True for ``problem`` at most once in `REMINDER` seconds. It stays in memory, so use few different ones."""
     now = time.monotonic()
-    if now - _last.get(what, -REMINDER) < REMINDER:
+    if now - _last.get(problem, -REMINDER) < REMINDER:
         return False
-    _last[what] = now
+    _last[problem] = now
     return True
 
 
 def redact(text, parameters=(), lines=None):
     """Return ``text`` as one line and without passwords.
 
-    Removed are the passwords in ``parameters`` and those in anything that looks like a URI or DSN.
+    This removes the passwords in ``parameters`` and those in anything that looks like a URI or DSN.
     ``lines``: how many lines of the text to use, None for all.
     """
-    # In this order: a password at the end of a URI may have an "@" as well.
+    # DSN first: a password at the end of a URI, as in "?password=a@b", may have an "@" as well.
     text = _URI_PASSWORD.sub(r"\1***@", _DSN_PASSWORD.sub(r"\1***", str(text)))
     for secret in (parameters[keyword] for keyword in SECRETS if keyword in parameters):
         text = text.replace(str(secret), "***") if secret else text
@@ -167,7 +167,7 @@ def redact(text, parameters=(), lines=None):
 def log_bug(logger, error):
     """Log an unexpected exception and where it was raised, at most once a minute.
 
-    ``exc_info`` would show the message as it is, with a password that may be in it.
+    ``exc_info`` would show the message unchanged, with any password in it.
     """
     where = "".join(traceback.format_tb(error.__traceback__))
     if rarely(where):
