@@ -17,7 +17,7 @@ STACK_SIZE = 2 << 20
 # The option's number in glibc's malloc.h.
 _M_ARENA_MAX = -8
 
-#: by pid, since a fork may copy a lock that another thread of its parent holds
+#: pid -> lock; a forked child may have a copy of a lock that another thread of its parent held
 _locks = {}
 
 
@@ -28,16 +28,16 @@ def start(target, name):
     """
     thread = threading.Thread(target=target, name=name, daemon=True)
     if _are_greenlets():
-        # A greenlet has no stack of its own, and gevent does not take a size back.
+        # A greenlet has no stack of its own, and gevent would not accept the previous size afterwards.
         thread.start()
         return thread
     with _locks.setdefault(os.getpid(), threading.Lock()):
-        # The size counts for all threads that the process starts meanwhile.
+        # The size applies to all threads that the process starts meanwhile.
         previous = threading.stack_size()
         try:
             threading.stack_size(STACK_SIZE)
         except ValueError:
-            # The system does not take this size, so the thread gets the usual one.
+            # The system does not accept this size, so the thread gets the default.
             pass
         try:
             thread.start()
@@ -47,13 +47,13 @@ def start(target, name):
 
 
 def limit_arenas():
-    """Have all threads of this process that start from now on share one arena of glibc's ``malloc``.
+    """Make all threads of this process that start from now on share one arena of glibc's ``malloc``.
 
-    For a process in which hardly any two threads work at the same time. Does nothing where
+    Use this in a process in which two threads rarely work at the same time. Does nothing where
     ``malloc`` has no such option.
     """
     try:
-        # Here, since some builds of Python are without it.
+        # Imported here, since some builds of Python lack it.
         import ctypes
 
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
