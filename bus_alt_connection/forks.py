@@ -3,7 +3,7 @@
 """Close in a forked child what only its parent may use.
 
 A child that does not exec has copies of all descriptors. It would keep a leader's name bound and a
-server connection open after its parent was killed. Python before 3.7 can't be told to close them.
+server connection open after its parent was killed. Before Python 3.7 there is no hook that could close them.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ def close_in_children(resource):
 def _close_all():
     nothing = os.open(os.devnull, os.O_RDWR)
     for resource in list(_of_parent):
-        # Closing the resource itself could send something to the other end, which is the parent's to do.
+        # Closing the resource itself could send something to the other end, which only the parent may do.
         with contextlib.suppress(OSError, ValueError, psycopg2.Error):
             os.dup2(nothing, resource.fileno(), False)
     os.close(nothing)
 
 
-# By its name, since Python 3.5 does not have it.
+# Python before 3.7 does not have this function.
 _register_at_fork = getattr(os, "register_at_fork", None)
 if _register_at_fork is not None:
     _register_at_fork(after_in_child=_close_all)
