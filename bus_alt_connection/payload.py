@@ -6,10 +6,10 @@ import json
 import string
 
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
-# On which listeners that have heard nothing for long let each other hear something.
+# The channel of heartbeats, which a supervisor sends if its listener has received nothing for a long time.
 HEARTBEAT_CHANNEL = "bus_alt_connection"
 
-# Lists within lists; each JSON library has a limit of its own, which is higher.
+# The deepest nesting of lists. Each JSON library has a limit of its own, which is higher.
 MAX_DEPTH = 100
 # NAMEDATALEN - 1: PostgreSQL truncates longer identifiers.
 MAX_IDENTIFIER_BYTES = 63
@@ -17,16 +17,15 @@ _ASCII_TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def readable(payload, series):
-    """Return ``payload``, of `BUS_CHANNEL`, as Odoo can read it; None if Odoo can't.
+    """Return ``payload``, of `BUS_CHANNEL`, in a form that Odoo can read; None if Odoo can't read it.
 
     Odoo's bus takes a JSON list of channels, and stops for half a minute or longer when it reads
     anything else. A channel is a string or a flat list, neither of them empty. After ``series``
     19.1, the first element of a channel may be a list as well: a public copy of the sources sends
     pairs of a channel and a number, and the dispatcher of 20.0 ignores a pair. It makes a tuple of
-    a channel but not of a list in it, so that a list further on stops it.
+    a channel but not of a list in it, so a list in another place stops it.
 
-    The payload is written anew, since the JSON libraries of the series differ in what they
-    forgive.
+    The payload is encoded again, since the JSON libraries of the series accept different errors.
     """
     try:
         channels = json.loads(payload)
@@ -42,7 +41,7 @@ def readable(payload, series):
 
 def quote(name):
     """Return ``name`` as an SQL identifier."""
-    # As Odoo itself has them, for those who look for them in pg_stat_activity.
+    # Odoo does not quote these, and operators look for the same text in pg_stat_activity.
     if name in (BUS_CHANNEL, CRON_CHANNEL):
         return name
     return '"%s"' % name.replace('"', '""')
@@ -55,9 +54,9 @@ def fold(name):
     ``src/backend/parser/scansup.c``). It counts bytes in the encoding of the database, which this function takes
     to be UTF-8.
 
-    :raise ValueError: ``name`` is no text that UTF-8 can encode, so that no channel has this name
+    :raise ValueError: UTF-8 can't encode ``name``, so no channel has this name
     """
-    # What "ignore" ignores is the character that the cut has split.
+    # "ignore" drops the character that the cut has split.
     return name.encode("utf-8")[:MAX_IDENTIFIER_BYTES].decode("utf-8", "ignore")
 
 
@@ -65,7 +64,7 @@ def fold_plain(name):
     """Return the channel that ``LISTEN name``, without quotes, listens on.
 
     PostgreSQL folds an unquoted identifier to lower case before it truncates it, but in UTF-8 only the ASCII letters
-    (``downcase_truncate_identifier`` in the same file). `str.lower` changes others, too.
+    (``downcase_truncate_identifier`` in the same file). `str.lower` would change other letters, too.
 
     :raise ValueError: as :func:`fold`
     """
