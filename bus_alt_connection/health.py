@@ -1,8 +1,8 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""``GET /bus_alt_connection/health``: how this process's listener is, as JSON.
+"""Answer ``GET /bus_alt_connection/health`` with the state of this process's listener, as JSON.
 
-Anybody may ask, so nothing is told of hosts, accounts or databases.
+Anybody may ask, so the answer does not mention hosts, accounts or databases.
 """
 
 import json
@@ -12,7 +12,7 @@ from odoo import http
 from . import patch
 from .supervisor import DEAF, LISTENING, POLLING, SHARED
 
-# By mode, the worst first. None: a process without a listener, which needs none.
+# The status for each mode, the worst first. The mode of a process without a listener is None.
 _STATUS = ((DEAF, "fail"), (POLLING, "degraded"), (LISTENING, "pass"), (SHARED, "pass"), (None, "pass"))
 _WORST_FIRST = ("fail", "degraded", "pass")
 _NO_LISTENER = {
@@ -41,13 +41,13 @@ class Health(http.Controller):
         return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")
 
 
-def _status(one):
-    """Return what to call the status of ``one`` supervisor, a word of `_WORST_FIRST`."""
-    status = dict(_STATUS)[one["mode"]]
-    return "degraded" if status == "pass" and one["problem"] else status
+def _status(state):
+    """Return the status for ``state``, a result of `Supervisor.status`: a word of `_WORST_FIRST`."""
+    status = dict(_STATUS)[state["mode"]]
+    return "degraded" if status == "pass" and state["problem"] else status
 
 
-def _severity(one):
-    """Return a sort key for the status of ``one`` supervisor: the worst first."""
+def _severity(state):
+    """Return a sort key for ``state``, a result of `Supervisor.status`: the worst first."""
     modes = [mode for mode, _name in _STATUS]
-    return _WORST_FIRST.index(_status(one)), modes.index(one["mode"]), one["problem"] is None
+    return _WORST_FIRST.index(_status(state)), modes.index(state["mode"]), state["problem"] is None
