@@ -12,5 +12,5 @@ def post_load():
     from . import patch
 
     patch.install()
-    # Only now: its route is one of those things that importing must not change.
+    # Imported here, since importing the package must not add a route.
     from . import health  # noqa: F401

@@ -170,7 +170,7 @@ def _why_deaf(listening, sending):
             other.execute("BEGIN; SELECT 1; ROLLBACK")
             sender.execute(supervisor.NOTIFY, (CHANNEL, "check"))
             for _tick in range(300):  # Normally the notification arrives within milliseconds.
-                heard, leaked = [CHANNEL in {it.channel for it in end.receive()} for end in (receiver, sender)]
+                heard, leaked = [CHANNEL in {each.channel for each in end.receive()} for end in (receiver, sender)]
                 # The sender never executed LISTEN. If it receives the notification, the pooler gave it our server
                 # connection.
                 if heard or leaked:

@@ -361,7 +361,7 @@ class _ListeningCursor(object):
             if statements:
                 self._cnx.listen(statements)
                 return None
-            line = "the statement %s is more than LISTEN, so it goes through the pooler and receives nothing."
+            line = "the statement %s is more than LISTEN, so it is left to the pooler and receives nothing."
             line += " Execute LISTEN in a statement of its own"
             _logger.warning(line, ascii(text[:80]))
         elif _IN_RECOVERY.match(text) and not self._cnx.is_pooled and not self.closed:

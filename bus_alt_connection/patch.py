@@ -171,7 +171,7 @@ def _take_past_pooler(cursor):
         return False
     where = _name(_asking_code())
     if "_opening" not in vars(cursor):
-        text = "%s executes LISTEN on a cursor that the addon does not know, so it goes through the pooler"
+        text = "%s executes LISTEN on a cursor that the addon does not know, so it is left to the pooler"
         text += " and receives nothing. Open the cursor with odoo.sql_db.db_connect"
         _logger.warning(text, where)
         return False
