@@ -33,7 +33,7 @@ MARGIN = 10.0
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
-# Seconds until a database that did not answer is asked again, doubling.
+# Seconds until a database that did not answer is asked again: at first, and at most. The delay doubles.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 # How many look-ups may fail to get an answer: at first, and in each second afterwards. Some of these are reserved for
 # databases that answered last time.
@@ -51,7 +51,7 @@ SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
 # Seconds after its last use from which on a database is rarely polled, and seconds between two of these polls.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
 # How many channels Odoo's loop gets at a time, and the seconds in between, since each channel may wake clients that
-# need cursors. Very many channels make larger portions instead of more than MOST_PORTIONS.
+# need cursors. The portions are larger if there would be more than MOST_PORTIONS.
 PORTION, PAUSE, MOST_PORTIONS = 10, 0.2, 50
 
 #: ``since``: `Mark` from which on rows may have been missed; ``overlap``: whether to go further back by date as well;
@@ -64,7 +64,7 @@ _Pending = collections.namedtuple("_Pending", "since overlap added due delay err
 class Databases(set):
     """The databases that Odoo uses, and when it last did.
 
-    ``add(name)`` is that of a set, which is fast: Odoo calls it as it opens cursors. Any thread may call it.
+    ``add(name)`` is that of a set, which is fast, since it is called as Odoo opens cursors. Any thread may call it.
     """
 
     def __init__(self, names=()):
@@ -114,7 +114,7 @@ class Backlog(object):
         self._gone = set()
         #: how many look-ups in a row failed for databases that answered before; monotonic seconds of the last answer
         self._failures, self._answered_at = 0, 0.0
-        #: how many more look-ups may fail, and the monotonic seconds at which that was so
+        #: how many more look-ups may fail, and the monotonic seconds at which this number was set
         self._may_fail, self._may_fail_at = FAILURES, 0.0
         self._lock = threading.Lock()
 
@@ -185,7 +185,10 @@ class Backlog(object):
         self._gone.add(database)
 
     def forget_missing(self, names, started):
-        """Forget failing databases that no longer exist: ``names`` has all of the server that ``started`` then."""
+        """Forget failing databases that no longer exist.
+
+        ``names``: all databases of a server; ``started``: when that server was started, which identifies it.
+        """
         failing = [database for database, pending in list(self._pending.items()) if pending.error is not None]
         for database in failing:
             if database not in names and self._reached.get(database) == (database, started):
@@ -323,7 +326,7 @@ class Backlog(object):
             self._slow.add(database)
 
     def _finish(self, database, done, mark):
-        """Note that the look-up for ``done``, a `_Pending`, has set ``mark``, a `Mark` or None (without a bus_bus)."""
+        """Note that the look-up for ``done``, a `_Pending`, ended with ``mark``, which is None without a bus_bus."""
         if mark is not None:
             self._marks[database] = mark
         pending = self._pending.get(database)
@@ -350,7 +353,7 @@ class Backlog(object):
         self._retry(database, pending, now, error, was_quick and seconds >= QUICK_TIMEOUT)
 
     def _retry(self, database, tried, now, error=None, at_once=False):
-        """Plan another look-up after the one for ``tried``, a `_Pending``: later, or ``at_once`` with more time."""
+        """Plan another look-up after the one for ``tried``, a `_Pending`: later, or ``at_once`` with more time."""
         pending = self._pending.get(database)
         if pending is None:
             return

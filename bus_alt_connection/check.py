@@ -5,7 +5,7 @@
 
     python3 path/to/bus_alt_connection/check.py -c /etc/odoo/odoo.conf
 
-Needs Python and psycopg2, but no Odoo. It reads odoo.conf and the environment as Odoo
+The program needs Python and psycopg2, but no Odoo. It reads odoo.conf and the environment as Odoo
 and the addon do, so run it as Odoo's user and in Odoo's environment. It opens a pooled
 connection, as Odoo's cursors do, and a direct connection, as the listeners do. It prints
 what each of them leads to, and sends a notification on the pooled connection that has to
@@ -65,7 +65,8 @@ def main(arguments=None):
     path, own, configured = read(arguments, os.environ)
     _say("odoo.conf: %s\n%s" % (path or "none", ROW % ("way", "is a", "version", "role", "server", "address")))
     problems = ["ERROR: " + text for text in configured.errors] + ["WARNING: " + text for text in configured.warnings]
-    pooled, direct = _look("ordinary", own, problems), None
+    pooled = _look("ordinary", own, problems)
+    direct = None
     # Without configuration, listeners go where Odoo's cursors go, whose problems have been reported already.
     if not configured.refused and (configured.configured or pooled):
         direct = _look("direct", configured.parameters(own), problems, pooled)
@@ -122,7 +123,7 @@ def read(arguments, environ):
 
 
 def _look(way, parameters, problems, pooled=None):
-    """Print what each address of a way leads to, and append what is wrong to ``problems``.
+    """Print what each address in ``parameters`` leads to, and append what is wrong to ``problems``.
 
     ``pooled`` is the `Place` of the pooled connections. Returns the first usable address, a `Place`, or None.
     """
@@ -207,7 +208,7 @@ def _left_behind(parameters):
     if channels:
         text = "WARNING: the pooler at %s has server connections that still LISTEN, on %s. Odoo left them there before"
         text += " it had the addon, or because of a wrong option. While one has a transaction, PostgreSQL can't shrink"
-        text += " the notification queue. Once Odoo runs with the addon, RECONNECT in PgBouncer, or restart the pooler"
+        text += " the notification queue. Once Odoo runs with the addon, run RECONNECT in PgBouncer, or restart it"
         # Other clients choose the names of channels, which may contain anything.
         warnings.append(log.redact(text % (settings.address(parameters), ", ".join(sorted(channels))), parameters))
     if usage > QUEUE_USAGE:

@@ -94,7 +94,7 @@ class Connection(object):
         return tasks.finish(self.asking(query, values, timeout))
 
     def row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
-        """Return the first row of ``query``. Raises ``psycopg2.OperationalError`` if it does not have ``columns``."""
+        """Return the first row of ``query``; raise ``psycopg2.OperationalError`` unless it has so many ``columns``."""
         return self._only_row(self.execute(query, values, timeout), columns)
 
     def asking(self, query, values=None, timeout=QUERY_TIMEOUT):

@@ -1,10 +1,10 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""The cursor and the connection with which a listener works, one of Odoo or of another addon.
+"""The cursor and the connection that a listener uses, in Odoo or in another addon.
 
 Such a listener executes LISTEN on a cursor of Odoo, selects on the cursor's connection
-``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` makes
-the class of such a cursor: Odoo's own, whose connection is a `ListeningConnection`.
+``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` derives
+the class of such a cursor from Odoo's own; its connection is a `ListeningConnection`.
 
 - LISTEN and UNLISTEN go to the listener of the process, and no connection is needed.
 - All other statements are executed on a pooled connection, exactly as an ordinary cursor
@@ -30,7 +30,7 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds that Odoo's loop waits until LISTEN is in force; then it goes on without.
+# Seconds that Odoo's loop waits until LISTEN is in force; then the loop goes on without it.
 LISTEN_TIMEOUT = 5.0
 # How many notifications may wait for Odoo's loop. Further ones are dropped; see `listener.Listener.deliver`.
 FEED_SIZE = 5000
@@ -86,7 +86,7 @@ class Feed(object):
     def interrupt(self, reason):
         """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.
 
-        An earlier `poll` returns the notifications that were put before, and a later one those that are
+        An earlier `poll` delivers the notifications that were put before, and a later one those that are
         put later. Several interruptions in a row raise one error.
         """
         if self.closed or isinstance(self._last_pending(), psycopg2.Error):
@@ -307,7 +307,7 @@ class _FirstTransaction(object):
 
     def close(self):
         if self._pool is None:
-            # From 20.0 on.
+            # From 20.0 on, a cursor has no pool.
             self._cnx.give_back(keep_in_pool=False)
         else:
             self._pool.give_back(self._cnx, keep_in_pool=False)

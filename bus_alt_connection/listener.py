@@ -17,8 +17,9 @@ Locks. A thread that holds a lock of this list waits only for locks further down
 
 1. ``patch._Process.lock``: held while the addon is installed, and by a thread of Odoo that
    executes its first LISTEN, until its feed has been added to a listener.
-2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for
-   one step of the supervisor, the listener, the leader or a thread of Odoo, never two at a time.
+2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: the supervisor, the
+   listener, the leader and threads of Odoo hold each of them for a few statements, and none of them
+   waits for one of these while it holds another.
 3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
    the set of feeds. The listener, the supervisor and threads of Odoo wait for its notifications.
    It comes last, since a finalizer may remove a feed while its thread holds any other lock.
@@ -93,7 +94,7 @@ class Listener(object):
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
-    - ``dropped``: how often a feed had no room for what the bus sent
+    - ``dropped``: how often a feed had no room for notifications of the bus
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None):

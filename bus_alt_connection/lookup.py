@@ -43,7 +43,7 @@ _FIND = """
 """
 # The lock keeps the table from being replaced between the check and the look-up.
 _LOCK = "SET LOCAL search_path = pg_catalog, pg_temp; LOCK TABLE TABLE_NAME IN ACCESS SHARE MODE"
-# What reading from a table may execute, besides the query: the rule of a view; the policies of row security
+# Besides the query, reading from a table may execute the rule of a view; the policies of row security
 # (with row_security = off they are an error instead); casts and operators of a column's own type; and, as the
 # query is planned, immutable functions in the table's indexes and constraints. Triggers and defaults are not
 # executed; virtual generated columns can't use functions of users. The owner of the table decides on all of these.
@@ -149,7 +149,7 @@ def has_answered(error):
 def _finding(opened, timeout):
     """A task: begin a transaction and lock the table bus_bus.
 
-    Return its name for SQL, None if there is none, and the name of the database that has it.
+    Return its quoted name, None if there is no such table, and the name of the database that has it.
     """
     begin = _BEGIN % (_LOCK_TIMEOUT, timeout * 1000)
     (schema,) = yield from opened.asking_row("%s; %s" % (begin, _FIND))

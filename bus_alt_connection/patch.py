@@ -188,7 +188,7 @@ def _take_past_pooler(cursor):
 
 
 def _is_elsewhere(odoos):
-    """Return whether ``odoos``, a ``Connection`` of Odoo, has a URI, as for an addon's own database outside of Odoo."""
+    """Return whether ``odoos``, a ``Connection`` of Odoo, has a URI, which other addons use for their own databases."""
     return "dsn" in odoos.dsn
 
 
@@ -226,7 +226,7 @@ def _start_listening(database, feed):
         return listener
 
 
-def _ordinary(database):
+def _pooled_parameters(database):
     """Return the libpq keywords with which Odoo itself connects to ``database``."""
     parameters = dict(sql_db.connection_info_for(database)[1])
     parameters["dbname"] = parameters.pop("database", database)
@@ -235,7 +235,7 @@ def _ordinary(database):
 
 def _opening(database):
     """A task, see `tasks`: return a pooled connection to ``database``."""
-    return (yield from connection.opening(_ordinary(database)))
+    return (yield from connection.opening(_pooled_parameters(database)))
 
 
 def _configured_databases():
@@ -246,7 +246,7 @@ def _configured_databases():
 
 def _direct(database):
     """Return the libpq keywords with which listeners on ``database`` connect."""
-    return _options.parameters(_ordinary(database))
+    return _options.parameters(_pooled_parameters(database))
 
 
 def _direct_session(database, last):
@@ -309,14 +309,14 @@ def _report():
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
     if _options.share:
         _report_sharing()
-    ordinary = settings.address(_ordinary("postgres"))
+    pooled = settings.address(_pooled_parameters("postgres"))
     if _options.configured and not _options.refused:
         direct = settings.address(_direct("postgres"))
-        _logger.info("listeners go to %s, all other cursors to %s", direct, ordinary)
+        _logger.info("listeners go to %s, all other cursors to %s", direct, pooled)
     elif not _options.refused:
         text = "neither IMDISPATCHER_DB_HOST nor IMDISPATCHER_DB_PORT is set: listeners go to %s like all other"
         text += " cursors. If that is a pooler, set them to PostgreSQL's own address"
-        _logger.warning(text, ordinary)
+        _logger.warning(text, pooled)
 
 
 def _report_sharing():

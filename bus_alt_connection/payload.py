@@ -1,6 +1,6 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""The channels that Odoo listens on, and which notifications it can read."""
+"""The channels on which Odoo listens, and the notifications that it can read."""
 
 import json
 import string
@@ -22,10 +22,10 @@ def readable(payload, series):
     Odoo's bus takes a JSON list of channels, and stops for half a minute or longer when it reads
     anything else. A channel is a string or a flat list, neither of them empty. After ``series``
     19.1, the first element of a channel may be a list as well: a public copy of the sources sends
-    pairs of a channel and a number, and the dispatcher of 20.0 ignores a pair. It makes a tuple of
-    a channel but not of a list in it, so a list in another place stops it.
+    pairs of a channel and a number, and the dispatcher of 20.0 ignores a pair. The dispatcher makes
+    a tuple of a channel but not of a list in it, so a list in another place stops the bus.
 
-    The payload is encoded again, since the JSON libraries of the series accept different errors.
+    The payload is encoded again, since the JSON libraries of the series tolerate different errors.
     """
     try:
         channels = json.loads(payload)

@@ -1,8 +1,8 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Where the listeners connect to, from the environment and odoo.conf.
+"""Read from the environment and odoo.conf where the listeners connect.
 
-Each option is looked for in this order; an empty value counts as unset:
+Each option is looked up in this order; an empty value counts as unset:
 
 1. ``IMDISPATCHER_DB_HOST`` in the environment
 2. ``ODOO_IMDISPATCHER_DB_HOST``, the spelling that OCA's addon reads
@@ -30,7 +30,7 @@ from .log import SECRETS, redact
 # The addon's own options: seconds until a listener that receives nothing is noticed, seconds between two
 # look-ups of bus_bus while nothing listens, and whether the processes of a machine share a direct connection.
 DEFAULTS = {"check_interval": 60.0, "poll_interval": 5.0, "share": True}
-# Used if the value is wrong. A process that was possibly told not to share must not share.
+# The values that replace wrong ones. A process that was possibly told not to share must not share.
 _IF_WRONG = dict(DEFAULTS, share=False)
 # Every text that a series of Odoo accepts as a boolean, on the command line or in odoo.conf.
 _BOOLEANS = dict.fromkeys("1 t true y yes on".split(), True)
@@ -65,7 +65,8 @@ class Settings(object):
     """
 
     def __init__(self):
-        self.connection, self.system_database = {}, None
+        self.connection = {}
+        self.system_database = None
         self.errors, self.warnings, self.refused = [], [], []
         vars(self).update(DEFAULTS)
 
@@ -142,7 +143,7 @@ def address(parameters):
 
 
 def _collect(environ, options, settings):
-    """Return ``{option: (name as spelt, value)}``, options as ``db_host``."""
+    """Return ``{option: (name as spelt, value)}``, with options such as ``db_host``."""
     found = {}
     for prefix, source in (("IMDISPATCHER_", environ), ("ODOO_IMDISPATCHER_", environ), ("imdispatcher_", options)):
         for name in sorted(name for name in source if name.startswith(prefix)):

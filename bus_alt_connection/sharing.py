@@ -12,7 +12,7 @@ bind a name, and the name disappears with that process. So the process that bind
 nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`: a process tries
 the better ones first, and the next name if the leader at one of them is of no use.
 
-- A follower receives what it listens on once `FollowerSession.listen` has returned, as on any session.
+- A follower receives all notifications on its channels once `FollowerSession.listen` has returned, as on any session.
 - A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for `SILENCE`
   seconds leaves. While the leader has no connection, its followers wait for half a minute to a
   minute before they look for another connection.

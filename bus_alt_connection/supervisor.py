@@ -44,7 +44,7 @@ CHECK_TIMEOUT = 5.0
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
 # Seconds without a confirmed LISTEN until polling begins.
 GRACE = 2.0
-# Seconds until a step that failed is repeated, and the most seconds where this delay doubles.
+# Seconds until a step that failed is repeated. Where the delay doubles, it is at most the second number.
 RETRY, LONGEST_RETRY = 2.0, 60.0
 # Seconds between two look-ups of what a full feed dropped.
 DROPPED_INTERVAL = 5.0
@@ -56,8 +56,8 @@ NEVER = float("inf")
 # An SQLSTATE.
 INSUFFICIENT_PRIVILEGE = "42501"
 
-# From 14.0 on, Odoo sends with the function that this variable names. It is not qualified, so that PostgreSQL finds it
-# as it does for Odoo.
+# From 14.0 on, Odoo sends with the function that this variable names. An operator's own function is not qualified, so
+# that PostgreSQL finds it as it does for Odoo.
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
@@ -81,9 +81,7 @@ class Supervisor(object):
     ``configured`` are the databases to which Odoo is limited, if any.
     """
 
-    def __init__(
-        self, listener, opening, databases, backlog, options, better=lambda session: False, configured=()
-    ):
+    def __init__(self, listener, opening, databases, backlog, options, better=lambda session: False, configured=()):
         self.listener = listener
         self._opening = opening
         self._databases = databases
@@ -251,7 +249,7 @@ class Supervisor(object):
         return self._check_due
 
     def _send_token(self, session, proven, now):
-        """Send a token unless a notification from elsewhere shows that ``session`` receives.
+        """Send a token unless a notification of another process shows that ``session`` works.
 
         Return an `_Attempt`; None if the pooled connection does not work.
         """
@@ -261,7 +259,7 @@ class Supervisor(object):
             self._sender_works = False
             if not self.listener.closed and log.rarely(("sending", self.listener.database)):
                 text = "can't tell whether the listener of database %s hears: sending fails: %s"
-                text += "; trying again, the listener is left as it is"
+                text += "; trying again, while the listener stays connected"
                 _logger.warning(text, self.listener.database, error)
             return None
         self._sender_works = True
@@ -475,7 +473,7 @@ class Supervisor(object):
     def _listing_databases(self):
         """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.
 
-        Raises ``psycopg2.Error`` or ``OSError``. Once the server has refused this to the role, asks no more.
+        Raises ``psycopg2.Error`` or ``OSError``. Once the server has refused this to the role, it is not asked again.
         """
         if self._list_delay is None:
             raise psycopg2.ProgrammingError("the role may not list databases")

@@ -101,7 +101,7 @@ class Tasks(object):
         self._resume(task, None)
 
     def run(self, until, waker=None):
-        """Run all tasks until one of them has ended, ``waker`` is readable, or ``until`` (monotonic seconds).
+        """Run all tasks until one of them has ended, ``waker`` is readable, or it is ``until`` (monotonic seconds).
 
         Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
         has run out of descriptors; then all tasks are closed, to release theirs.
