@@ -87,7 +87,7 @@ def test_each_keyword_that_libpq_knows_is_an_option(monkeypatch):
     monkeypatch.setattr(extensions, "parse_dsn", lambda dsn: {"of_libpq_99": "0"} if dsn == "of_libpq_99=0" else {})
     assert read_db(OF_LIBPQ_99="a").connection == {"of_libpq_99": "a"}
     (error,) = read_db(REQUIRE_AUTH="a").errors
-    assert "is not known to this libpq. Unset it, or install a psycopg2 with a newer one." in error
+    assert "is not known to this libpq. Unset it, or install a psycopg2 that has a newer libpq." in error
 
 
 @pytest.mark.parametrize(
