@@ -26,7 +26,8 @@ def start():
 
         def start(pooler, poll="0", **options):
             skip_without(pooler)
-            environment = {"IMDISPATCHER_POLL_INTERVAL": poll, "IMDISPATCHER_CHECK_INTERVAL": "2"}
+            # pgpool-II 4.3 tells its client after 5 s that the backend is gone. No self-check should come first.
+            environment = {"IMDISPATCHER_POLL_INTERVAL": poll, "IMDISPATCHER_CHECK_INTERVAL": "10"}
             return stacks.enter_context(Stack(pooler=pooler, environment=environment, jobs=False, **options))
 
         yield start
