@@ -57,7 +57,7 @@ def _prepare(config):
     if config.option.collectonly or all(_WITHOUT_ODOO & {path, *path.parents} for path in paths):
         return
     odoo_database(find_build(DEFAULT_SERIES))
-    if config.option.markexpr == "not rest":
+    if config.option.markexpr == "not rest" or config.option.keyword:
         return
     for series in {series for series, _workers in VARIANTS.values()}:
         try:

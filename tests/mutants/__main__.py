@@ -44,7 +44,11 @@ def _arguments():
     parser.add_argument("names", nargs="*", help="plant these faults alone")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--seeds", default="1-90", help="of the simulation")
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - {fault.name for fault in listed()})
+    if unknown:
+        parser.error("no fault is called " + ", ".join(unknown))
+    return options
 
 
 def _try(fault, options):

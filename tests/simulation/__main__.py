@@ -15,7 +15,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":
     environ = dict(os.environ, PYTHONHASHSEED="0")
     os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environ)
 
-from . import plan, stories, world  # noqa: E402
+from . import faults, plan, stories, world  # noqa: E402
 from .loading import PACKAGE, Addon  # noqa: E402
 from .report import Report  # noqa: E402
 
@@ -57,7 +57,15 @@ def _arguments():
     parser.add_argument("--stories", nargs="*", help="tell these stories, or all, instead of running seeds")
     parser.add_argument("--lines", action="store_true", help="show how often each line of the log was written")
     parser.add_argument("--addon", type=pathlib.Path, default=_ROOT, help="the folder that has the addon's folder")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for known, given in (
+        (faults.KINDS, [] if options.kinds in (None, "none") else options.kinds.split(",")),
+        ({story.__name__ for story in stories.STORIES}, options.stories or []),
+    ):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            parser.error("there is no %s; there are: %s" % (", ".join(unknown), ", ".join(sorted(known))))
+    return options
 
 
 def _kinds(options, seed):
