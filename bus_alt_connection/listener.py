@@ -57,6 +57,8 @@ _logger = logging.getLogger(__name__)
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 # How many lost sessions are replaced without delay, and the seconds after which one more may be.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
+# Seconds after which a session that is lost shows that the server had worked.
+STEADY = 2.0
 
 # PostgreSQL's settings for a confirmed session: a listener is idle most of the time, and a backend whose client
 # has vanished must end within 30 s. In seconds; tcp_user_timeout in milliseconds.
@@ -628,8 +630,9 @@ class Backoff(object):
         if lasted is None:
             self._after_failures = delay = _longer(self._after_failures)
             return max(delay * random.uniform(0.5, 1) - took, 0.0)
-        # The server was there. If it restarts several times, the delays begin anew each time.
-        self._after_failures = 0.0
+        if lasted >= STEADY:
+            # A server that restarts several times is not waited for longer each time.
+            self._after_failures = 0.0
         if lasted > LONGEST_DELAY:
             self._after_losses = 0.0
             return 0.0

@@ -95,7 +95,7 @@ class OutageLog(object):
             self._log_end(event)
         elif event.kind == MOVED:
             # Without a limit, leaders that come and go would fill the log; in an outage there are other lines.
-            if self._began is None and rarely(("moved", self._database, event.reason)):
+            if self._began is None and rarely(("moved", self._database)):
                 _logger.info("the listener of database %s moves: %s", self._database, event.reason)
         else:
             self._log_trouble(event)

@@ -209,7 +209,8 @@ def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     # By the log of all that the tests above have set off.
     said = traffic.statements(stack)
     listens = [one for one in said if one.listens]
-    assert listens
+    # The bus listens since the first of them. On servers that were started anew for this test nothing would be proven.
+    assert [one for one in listens if "imbus" in one.text]
     assert [one for one in listens if one.pooled] == []
     # Of the session itself: which one it is, and its settings.
     own = r"SELECT pg_catalog\.|SELECT name, source FROM pg_catalog\.pg_settings|BEGIN|COMMIT|ROLLBACK"

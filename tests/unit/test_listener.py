@@ -237,14 +237,16 @@ def now(monkeypatch):
 
 
 @pytest.mark.parametrize("lasting", [0.0, 0.5, LONGEST_DELAY - 0.1])
-def test_a_path_that_cuts_every_session_sees_at_most_20_connects_in_10_s(now, lasting):
-    for _ in range(50):
-        backoff, begin, connects = Backoff(), now[0], 0
-        while now[0] < begin + 10:
-            connects += 1
-            now[0] += lasting
-            now[0] += backoff.after(lasting, lasting)
-        assert connects <= 20
+@pytest.mark.parametrize("refusals", [0, 1, 3, 8])
+def test_a_path_that_cuts_every_session_sees_at_most_20_connects_in_10_s(now, lasting, refusals):
+    for _ in range(20):
+        backoff, connects = Backoff(), []
+        while now[0] < (connects or [now[0]])[0] + 60:
+            for lasted in [lasting] + [None] * refusals:
+                connects.append(now[0])
+                now[0] += lasted or 0.0
+                now[0] += backoff.after(lasted, lasted or 0.0)
+        assert max(sum(at <= each < at + 10 for each in connects) for at in connects) <= 20
 
 
 def test_lost_sessions_are_replaced_at_once_while_the_budget_lasts(now):
