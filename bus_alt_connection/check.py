@@ -163,7 +163,7 @@ def _why_deaf(listening, sending):
             for opened in (receiver, other, sender):
                 stack.callback(opened.close)
             receiver.execute("LISTEN " + CHANNEL)
-            # No LISTEN must stay in a pooler. It may run each UNLISTEN on another server connection, hence several.
+            # Leave no LISTEN behind in a pooler. It may run an UNLISTEN on another server connection, so repeat it.
             for _attempt in range(9):
                 stack.callback(receiver.execute, "UNLISTEN " + CHANNEL)
             # Let another client run a transaction first. A pooler that does not keep our server connection for us may
@@ -207,7 +207,7 @@ def _left_behind(parameters):
     warnings = []
     if channels:
         text = "WARNING: the pooler at %s has server connections that still LISTEN, on %s. Odoo left them there before"
-        text += " it had the addon, or because of a wrong option. While one has a transaction, PostgreSQL can't shrink"
+        text += " it had the addon, or due to a wrong option. While one is in a transaction, PostgreSQL can't shrink"
         text += " the notification queue. Once Odoo runs with the addon, run RECONNECT in PgBouncer, or restart it"
         # Other clients choose the names of channels, which may contain anything.
         warnings.append(log.redact(text % (settings.address(parameters), ", ".join(sorted(channels))), parameters))

@@ -1,11 +1,11 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Connect to PostgreSQL, never wait without a deadline, and examine what a connection leads to.
+"""Connect to PostgreSQL, wait with deadlines only, and examine what a connection leads to.
 
 psycopg2's ordinary connections wait in libpq without a limit. Under gevent, libpq's
 ``connect_timeout`` and lists of hosts do not work either. So the connections of this
 module are asynchronous, and the module does the waiting: with deadlines, and with the
-same code in threads and in greenlets.
+same code in threads and in greenlets. Only the resolution of a host name has no deadline here.
 """
 
 import collections
@@ -43,19 +43,19 @@ _FACTS = PID + (
     " pg_catalog.current_setting('server_version'),"
     " (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
 )
-#: what a connection leads to; ``pooled``: the server's backend pid is not the one that libpq
-#: received at login, so there is a pooler in between; there may be one if it is the same, too
+#: what a connection leads to; ``pooled``: True if the server's backend pid differs from the one that libpq
+#: received at login, which proves that there is a pooler in between. False proves nothing.
 Facts = collections.namedtuple("Facts", "address backend_pid pooled standby database version started")
 
 
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
-    Its methods wait until the answer is there. `opening`, `asking` and `asking_row` are the same
-    as tasks, see `tasks`: with them, one thread waits for several connections at once.
+    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and
+    `examining` do the same as tasks (see `tasks`): with them, one thread waits for several connections.
 
-    Every method raises ``psycopg2.OperationalError`` once the connection is lost or
-    a deadline has passed; the connection is unusable then. No message of a
+    A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has
+    passed. The connection is unusable then, and methods may also raise ``InterfaceError``. No message of a
     ``psycopg2.Error`` has a password or more than one line; ``sqlstate`` is the server's
     code, or None.
     """
@@ -94,7 +94,7 @@ class Connection(object):
         return tasks.finish(self.asking(query, values, timeout))
 
     def row(self, query, values=None, columns=1, timeout=QUERY_TIMEOUT):
-        """Return the first row of ``query``; raise ``psycopg2.OperationalError`` unless it has so many ``columns``."""
+        """Return the first row of ``query``; raise ``psycopg2.OperationalError`` unless it has ``columns`` columns."""
         return self._only_row(self.execute(query, values, timeout), columns)
 
     def asking(self, query, values=None, timeout=QUERY_TIMEOUT):
@@ -114,7 +114,7 @@ class Connection(object):
     def _only_row(self, rows, columns):
         if not rows or len(rows[0]) != columns:
             # A broken pooler returned the result of another client's query.
-            raise psycopg2.OperationalError("%s: not the answer" % address(self.parameters))
+            raise psycopg2.OperationalError("%s: not the answer, but another query's result" % address(self.parameters))
         return rows[0]
 
     def examine(self):
@@ -174,7 +174,7 @@ class Connection(object):
             while not (yield tasks.Wait(self._cnx.fileno(), event, deadline)):
                 if self.fault or time.monotonic() >= deadline:
                     raise psycopg2.OperationalError("no answer in %g s" % timeout)
-            # Accept an answer that has arrived in the meantime, but not one that does not end.
+            # Accept an answer that is complete by now, but do not wait for the rest of one that is not.
             too_late = time.monotonic() >= deadline
 
 
@@ -285,9 +285,9 @@ def why_deaf(direct, sender):
     if direct.standby:
         return "%s is a standby, and only a primary takes LISTEN" % there
     if direct.pooled:
-        return "%s is a pooler that does not keep the connection for us; %s PostgreSQL itself" % (there, SET_THEM_TO)
+        return "%s is a pooler that does not keep the connection for us; %s PostgreSQL's address" % (there, SET_THEM_TO)
     if direct.started != sender.started:
-        return "%s is another server than the one that Odoo sends to; %s that one" % (there, SET_THEM_TO)
+        return "%s is another server than the one that Odoo sends to; %s that server's address" % (there, SET_THEM_TO)
     if direct.database != sender.database:
         return "it listens on database %s, but Odoo sends on %s" % (direct.database, sender.database)
     return "the path to %s is silent, nothing comes through" % there

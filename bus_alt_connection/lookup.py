@@ -15,8 +15,8 @@ import psycopg2
 
 from .payload import quote
 
-# Seconds. A look-up goes so much further back by date when transaction ids prove nothing: at the start,
-# and after a failover, which may have set them back.
+# Extra seconds by which a look-up goes back by date when transaction ids prove nothing: at the start, and
+# after a failover, which may have set them back.
 OVERLAP = 60.0
 # The most rows with higher ids that may become visible before a given row.
 LATE_ROWS = 100000
@@ -43,11 +43,13 @@ _FIND = """
 """
 # The lock keeps the table from being replaced between the check and the look-up.
 _LOCK = "SET LOCAL search_path = pg_catalog, pg_temp; LOCK TABLE TABLE_NAME IN ACCESS SHARE MODE"
-# Besides the query, reading from a table may execute the rule of a view; the policies of row security
-# (with row_security = off they are an error instead); casts and operators of a column's own type; and, as the
-# query is planned, immutable functions in the table's indexes and constraints. Triggers and defaults are not
-# executed; virtual generated columns can't use functions of users. The owner of the table decides on all of these.
-# So the owner must be a role that Odoo's role trusts anyway: itself, a role that it belongs to, or a superuser.
+# Reading a table may execute code that the table's owner has chosen:
+# - the rule of a view;
+# - policies of row security (with row_security = off they are an error instead);
+# - casts and operators of a column's own type;
+# - immutable functions in indexes and constraints, while the query is planned.
+# Triggers and defaults are not executed; virtual generated columns can't use user-defined functions. So the owner
+# must be a role that Odoo's role trusts anyway: itself, a role that it belongs to, or a superuser.
 _CHECK = """
     SELECT bus.relkind IN ('r', 'p') AND bus.relpersistence <> 't',
            pg_has_role(bus.relowner, 'USAGE') OR (SELECT rolsuper FROM pg_roles WHERE oid = bus.relowner),
@@ -101,10 +103,10 @@ _BEGIN, _FIND, _CHECK, _MISSED, _DATABASES = (
 _DATABASES = _DATABASES.replace("STARTED", STARTED)
 _MISSED = _MISSED.replace("TXID", _TXID).replace("STARTED", STARTED)
 
-#: ``snapshot``: a text; ``started``: when the server of the snapshot was started, which identifies it, see `STARTED`
+#: ``snapshot``: a string; ``started``: when the server of the snapshot was started, which identifies it, see `STARTED`
 Moment = collections.namedtuple("Moment", "snapshot started")
-#: up to where rows are known: ``at``: monotonic seconds; ``moment``: a `Moment`; ``known``: the ids of later rows that
-#: are known as well
+#: the point up to which rows have been looked up or received: ``at``: monotonic seconds; ``moment``: a `Moment`;
+#: ``known``: the ids of later rows that have been looked up as well
 Mark = collections.namedtuple("Mark", "at moment known")
 #: what a look-up found: ``channels`` that got rows, as JSON texts; ``mark``: the new `Mark`, None if there is no
 #: table bus_bus; ``database``: the name that the server has for the database
@@ -161,7 +163,7 @@ def _finding(opened, timeout):
     if not is_table:
         raise psycopg2.NotSupportedError("%s is not an ordinary table" % table)
     if not is_trusted:
-        raise psycopg2.NotSupportedError("%s belongs to another role than Odoo's" % table)
+        raise psycopg2.NotSupportedError("%s belongs to another role, which Odoo's role does not trust" % table)
     if is_standby:
         raise psycopg2.NotSupportedError("the pooler leads to a standby")
     return table, reached

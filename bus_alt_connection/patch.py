@@ -6,10 +6,11 @@ Each cursor of ``sql_db`` checks how its statements begin. With a LISTEN it beco
 cursor, see `cursor`. This applies to the bus and cron of all series, and to other addons. The
 jobs that a cron thread runs have other cursors, which stay on the pooler.
 
-Odoo's own listeners have to start even while the pooler is away. They open their cursor in
+Odoo's own listeners have to start even while the pooler is down. They open their cursor in
 the very function that executes LISTEN. So if one of the constants of the calling function is
 a LISTEN statement, its cursor is a listening cursor from the start, which needs no connection
-until it executes another statement. If a system database is configured, ``postgres`` leads to it.
+until it executes another statement. If a system database is configured, connections to
+``postgres`` go to it instead.
 
 On its way from PostgreSQL to Odoo's loop a notification passes::
 
@@ -94,7 +95,7 @@ def _patch_connection_info():
     def connection_info_for(db_or_uri, *args, **kwargs):
         name, info = original(db_or_uri, *args, **kwargs)
         if _options.system_database and db_or_uri == "postgres":
-            # Keep the name: Odoo recognizes by it which connections not to keep in its pool.
+            # Keep the name. Odoo uses it to decide which connections not to keep in its pool.
             info["database"] = _options.system_database
         return name, info
 
@@ -102,7 +103,7 @@ def _patch_connection_info():
 
 
 def _patch_frame_codeinfo():
-    """Make Odoo's warning about a cursor that was not closed name the function that opened it, not this module."""
+    """In Odoo's warning about an unclosed cursor, name the function that opened it instead of this module."""
     original = sql_db.frame_codeinfo
 
     def frame_codeinfo(frame, back=0):
@@ -182,7 +183,7 @@ def _take_past_pooler(cursor):
     listening = _listening_connection(connection, lambda: original(connection, *args, **kwargs))
     listening.adopt(cursor)
     turn(cursor, listening)
-    text = "%s executes LISTEN on a cursor that %s opened: this cursor listens past the pooler from now on"
+    text = "%s executes LISTEN on a cursor that %s opened: from now on, this cursor bypasses the pooler"
     _logger.info(text, where, _name(opener))
     return True
 
@@ -239,7 +240,7 @@ def _opening(database):
 
 
 def _configured_databases():
-    """Return the databases to which ``db_name`` limits Odoo. The option is a text; from 19.0 on, a list."""
+    """Return the databases to which ``db_name`` limits Odoo. The option is a string; from 19.0 on, a list."""
     names = tools.config.get("db_name") or ()
     return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 

@@ -14,8 +14,9 @@ see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWOR
 
 ``NAME``, which some versions of OCA's addon use, means ``DBNAME``.
 
-Options fail closed: the wrong option may be the one that protects the connection, so no
-listener connects until it is corrected. libpq checks most values when it connects.
+Options of the connection fail closed: the wrong one may be the one that protects it, so no
+listener connects until it is corrected. libpq checks most values when it connects. A wrong value of
+one of the addon's own options is replaced, see `_IF_WRONG`.
 """
 
 import difflib
@@ -82,11 +83,13 @@ class Settings(object):
         has to be in the database in which Odoo sends.
         """
         if self.refused:
-            raise psycopg2.OperationalError("options are wrong, see the ERROR on each at the start of Odoo")
+            raise psycopg2.OperationalError(
+                "options are wrong, see the ERROR on each at the start of Odoo, correct them and restart Odoo"
+            )
         # The name distinguishes listeners from Odoo's other connections in pg_stat_activity.
         parameters = dict(own, application_name="odoo-listener-%d" % os.getpid())
         if "hostaddr" in self.connection or "service" in self.connection:
-            # Odoo's own host names the pooler, to which this address does not belong.
+            # Odoo's own host is the pooler's; it does not belong to this address.
             parameters.pop("host", None)
         if "service" in self.connection:
             parameters.pop("port", None)
@@ -190,7 +193,7 @@ def _set_own(option, name, value, settings):
 
 
 def _meaning(option, value):
-    """Return the bool or the number that ``value``, a text, stands for; None if it stands for neither."""
+    """Return the bool or the number that the string ``value`` stands for; None if it stands for neither."""
     if option == "share":
         return _BOOLEANS.get(value.lower())
     # float() alone would accept nan and inf.

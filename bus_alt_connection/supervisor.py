@@ -3,8 +3,10 @@
 """Find out whether the listener receives what is sent, why not, and what it missed.
 
 `Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
-and writes the listener's log lines. So a notification is late by at most ``check_interval`` if a
-path dies silently, and by about ``poll_interval`` while nothing listens. None is lost.
+and writes the listener's log lines. So a notification of the bus is late by at most
+``check_interval`` if a path dies silently, and by about ``poll_interval`` while nothing listens.
+None is lost. Scheduled actions do not wait for the listener, since Odoo has a timer for them.
+Other channels may miss notifications; their listeners get an error, see `cursor.Feed.tell`.
 
 The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
 pooler that hangs must not delay a push. Checks and look-ups run side by side in that thread, as
@@ -40,7 +42,7 @@ DEAF = "deaf"
 
 # Seconds that a token may take to arrive after its commit.
 CHECK_TIMEOUT = 5.0
-# Seconds. Shorter intervals count as these, since each check or look-up is a login at the pooler.
+# Seconds. Shorter intervals are raised to these, since each check or look-up is a login at the pooler.
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
 # Seconds without a confirmed LISTEN until polling begins.
 GRACE = 2.0
@@ -172,7 +174,7 @@ class Supervisor(object):
             return "the last check of the listener is older than the check interval"
         return None
 
-    # The steps. Each returns when it has to be called again, if nothing changes.
+    # The steps. Each returns the time (monotonic seconds) at which to call it again if nothing changes before.
 
     def _note_changes(self, now):
         """Plan what a new session, new channels or a full feed require."""
@@ -184,7 +186,7 @@ class Supervisor(object):
         gained = {name for name, number in self._in_force[1].items() if before[1].get(name) != number}
         if BUS_CHANNEL in gained:
             self._backlog.add_pending(self._with_bus(), now, afresh=True)
-        # Not at the first start, when cron would begin at once instead of after a minute.
+        # Not for the first session after Odoo's start: cron would run at once instead of after its usual minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
         if self._dropped == self.listener.dropped:
@@ -313,8 +315,9 @@ class Supervisor(object):
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
         last_seen, self._seen = self._seen, _Seen(attempt.moment, now)
-        # NOTIFY keeps the order of commits: when a token arrives, everything that the snapshot taken before it shows
-        # has been delivered. A notification of another process proves that only for the snapshot of the last check.
+        # Notifications arrive in the order of commits. So once a token has arrived, so have those of all transactions
+        # that are visible in a snapshot taken before the token was sent. A notification of another process proves that
+        # only for the snapshot of the last check.
         heard = last_seen
         if attempt.sent_at is not None:
             self.listener.confirm(session, channels, self._last_check - attempt.sent_at)
@@ -368,7 +371,7 @@ class Supervisor(object):
             self._polling = True
             if now < self._poll_due:
                 return self._poll_due
-            # A round follows each look-up, but with many databases this step takes a while.
+            # A round follows each look-up. With many databases this step is slow, so do not repeat it in every round.
             self._poll_due = now + SHORTEST_POLL_INTERVAL / 4
             self._backlog.poll(self._last_used(now), interval, now)
             # Odoo may use another database by then.
@@ -463,7 +466,7 @@ class Supervisor(object):
         failing = self._backlog.stuck(time.monotonic())
         if failing:
             first = min(failing)
-            text = "can't look into bus_bus of %d database(s) for what was missed, %s among them: %s"
+            text = "can't look into bus_bus of %d database(s) for missed notifications, for example of %s: %s"
             text += "; trying again until it works"
             _logger.warning(text, len(failing), first, failing[first])
         for database in self._backlog.too_large():
