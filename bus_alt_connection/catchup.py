@@ -1,12 +1,12 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Decide which databases to look up, when, and how many at a time; `lookup` does it.
+"""Decide which databases to look up, when, and how many at a time. The module `lookup` queries each of them.
 
 Look-ups run side by side in one thread, as `tasks`, so that a database that does not
-answer delays no other. Most look-ups that run at a time are for databases that answered
-last time, and these get little time. The others get more time, but fewer run at a time,
-and they are repeated less and less often. After many failures, as when the pooler itself
-is away, look-ups are rare until one succeeds.
+answer delays no other. There are two kinds: quick look-ups have a short deadline, and
+several may run at a time; slow ones have a long deadline, and few may run at a time.
+After a look-up that failed or took long, the next one of that database is slow. After
+many failures, as when the pooler itself is down, look-ups are rare until one succeeds.
 
 Only conclusive evidence ends a pending look-up without an answer, see `Backlog.forget`.
 """
@@ -25,21 +25,21 @@ from .lookup import Mark, Moment
 
 _logger = logging.getLogger(__name__)
 
-# Seconds. Odoo commits rows first and sends their NOTIFY in another transaction, so the NOTIFY of rows that a
-# snapshot shows may come so much later.
+# Seconds. Odoo commits rows first and sends their NOTIFY in another transaction, so the NOTIFY may arrive up to
+# `MARGIN` seconds after its rows are visible in a snapshot.
 MARGIN = 10.0
-# Seconds that each statement of a look-up may take in the server, and about as many for the look-up as a whole: for
-# a database that answered in time last time, and for any other.
+# Deadlines of quick and of slow look-ups. Each is the number of seconds for one statement in the server; the look-up as
+# a whole may take as long if it is quick, and a little longer if it is slow.
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
 # Seconds until a database that did not answer is asked again: at first, and at most. The delay doubles.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 # How many look-ups may fail to get an answer: at first, and in each second afterwards. Some of these are reserved for
-# databases that answered last time.
+# quick look-ups.
 FAILURES, FAILURES_EACH_SECOND, RESERVED = 50, 0.5, 10
-# The pooler counts as away if so many look-ups in a row failed, all of databases that answered last time, and no
-# database has answered for so many seconds.
+# The pooler is considered down after FAILURES_IN_A_ROW quick look-ups that got no answer, without any answer in
+# between, if the last answer is older than SILENCE seconds.
 FAILURES_IN_A_ROW, SILENCE = 3, 10.0
 # Seconds after which the log mentions a database whose look-ups fail.
 STUCK = 10.0
@@ -48,7 +48,7 @@ PENDING_FOR = 86400.0
 # Look-ups take at most this part of the time while polling. But a database whose look-up was slow is looked up again
 # within LONGEST_PAUSE seconds, since the next look-up may be fast.
 SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
-# Seconds after its last use from which on a database is rarely polled, and seconds between two of these polls.
+# A database that Odoo has not used for UNUSED seconds is polled only every UNUSED_INTERVAL seconds.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
 # How many channels Odoo's loop gets at a time, and the seconds in between, since each channel may wake clients that
 # need cursors. The portions are larger if there would be more than MOST_PORTIONS.
@@ -62,9 +62,9 @@ _Pending = collections.namedtuple("_Pending", "since overlap added due delay err
 
 
 class Databases(set):
-    """The databases that Odoo uses, and when it last did.
+    """The databases that Odoo has used, and when. The set itself has those added since the last `last_used`.
 
-    ``add(name)`` is that of a set, which is fast, since it is called as Odoo opens cursors. Any thread may call it.
+    ``add(name)`` is inherited from set, since it has to be fast: any thread of Odoo may call it for each new cursor.
     """
 
     def __init__(self, names=()):
@@ -100,7 +100,7 @@ class Backlog(object):
         self._heard = collections.deque(maxlen=20)
         #: database -> mark of its last look-up
         self._marks = {}
-        #: database -> name and start of the server's database that its last look-up reached
+        #: database -> the server's own name for it and the server's start time, as of the last look-up
         self._reached = {}
         #: database -> monotonic seconds of its last look-up that succeeded, and seconds that it took
         self._asked = {}
@@ -109,10 +109,10 @@ class Backlog(object):
         self._pending = {}
         #: database -> whether its look-up under way is of the slow kind
         self._in_flight = {}
-        # The databases that answered the last look-up, and those that did not answer it in time.
+        # The databases that answered the last look-up, and those whose next look-up is a slow one.
         self._answered, self._slow = set(), set()
         self._gone = set()
-        #: how many look-ups in a row failed for databases that answered before; monotonic seconds of the last answer
+        #: how many quick look-ups got no answer since the last answer; monotonic seconds of that answer
         self._failures, self._answered_at = 0, 0.0
         #: how many more look-ups may fail, and the monotonic seconds at which this number was set
         self._may_fail, self._may_fail_at = FAILURES, 0.0
@@ -131,7 +131,7 @@ class Backlog(object):
         self._heard.append(Mark(now, moment, []))
 
     def add_pending(self, databases, now, afresh=False):
-        """Plan a look-up of ``databases``, since rows may have been missed: at once, or when their delay is over.
+        """Rows may have been missed in ``databases``: look them up at once, or after a delay if the last try failed.
 
         ``afresh``: whether the server has just come back. Then look up at once, and further back by date as well.
         """
@@ -171,7 +171,7 @@ class Backlog(object):
         the look-up itself got it. PgBouncer's "no such database" is not, since its configuration may be
         incomplete. A list of databases is conclusive only if an earlier look-up reached a database of this
         name on the server that gave the list, see `forget_missing`. Without such evidence a database stays
-        pending for `PENDING_FOR`, and is asked less and less often.
+        pending for `PENDING_FOR`, and is asked every `LONGEST_DELAY` seconds, or less often if many do not answer.
 
         A database without a table bus_bus, given the search_path that Odoo uses, is not pending either: nothing
         can have been sent from there. A module update replaces a table in one transaction, so nobody sees the

@@ -6,10 +6,12 @@ Such a listener executes LISTEN on a cursor of Odoo, selects on the cursor's con
 ``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` derives
 the class of such a cursor from Odoo's own; its connection is a `ListeningConnection`.
 
-- LISTEN and UNLISTEN go to the listener of the process, and no connection is needed.
+- LISTEN and UNLISTEN go to the listener of the process. They need a pooled connection only if
+  they have parameters or are not a ``str``.
 - All other statements are executed on a pooled connection, exactly as an ordinary cursor
-  does. The first such statement opens it. Until LISTEN is executed, the cursor keeps this
-  connection, as ordinary cursors do; from then on, only until the transaction ends.
+  does. The first such statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without
+  one. Until LISTEN is executed, the cursor keeps this connection, as ordinary cursors do; from
+  then on, only until the transaction ends.
 - The `ListeningConnection` outlives both the pooled connections and the direct one.
 
 So commit, rollback and close, and the hooks that they run, are those of Odoo's own class.
@@ -30,7 +32,7 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds that Odoo's loop waits until LISTEN is in force; then the loop goes on without it.
+# Seconds that Odoo's loop waits until LISTEN is in force; then the loop continues without it.
 LISTEN_TIMEOUT = 5.0
 # How many notifications may wait for Odoo's loop. Further ones are dropped; see `listener.Listener.deliver`.
 FEED_SIZE = 5000
@@ -48,8 +50,8 @@ CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 class Feed(object):
     """A selectable queue of notifications, which looks like a psycopg2 connection.
 
-    `put` and `interrupt` may be called by any thread, everything else by the thread that
-    listens. No method waits for another thread, so a finalizer may call `close` at any time.
+    Any thread may call `put` and `interrupt`. The listener's thread calls `tell`, and Odoo's thread calls
+    the other methods. No method waits for another thread, so a finalizer may call `close` at any time.
     """
 
     #: whether this process reads the feed; a follower, which is a feed too, is read elsewhere
@@ -65,7 +67,7 @@ class Feed(object):
         self._waker = Waker()
         #: channel -> number of the last LISTEN that was in force, see `tell`
         self._numbers = {}
-        #: the channels with which Odoo's loop went on before LISTEN was in force
+        #: the channels at the last commit, if it returned before LISTEN was in force; less those in force since
         self._relied_on_early = frozenset()
 
     def put(self, notifications):
@@ -86,8 +88,8 @@ class Feed(object):
     def interrupt(self, reason):
         """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.
 
-        An earlier `poll` delivers the notifications that were put before, and a later one those that are
-        put later. Several interruptions in a row raise one error.
+        Notifications that were put before are delivered by an earlier `poll`, later ones by a later `poll`. Several
+        interruptions in a row raise one error.
         """
         if self.closed or isinstance(self._last_pending(), psycopg2.Error):
             return
@@ -110,7 +112,10 @@ class Feed(object):
             self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
 
     def rely(self, is_in_force):
-        """Note that Odoo's loop goes on. ``is_in_force``: whether LISTEN is in force on all channels of the feed."""
+        """Note that commit returns, so Odoo's loop continues.
+
+        ``is_in_force``: whether LISTEN is in force on all channels of the feed.
+        """
         self._relied_on_early = frozenset() if is_in_force else self.channels
 
     def _last_pending(self):
@@ -126,7 +131,7 @@ class Feed(object):
     def poll(self):
         """Move what has arrived to ``notifies``; return psycopg2's ``POLL_OK``.
 
-        Raises ``psycopg2.OperationalError`` after `interrupt`; the feed works on afterwards.
+        Raises ``psycopg2.OperationalError`` after `interrupt`; the feed remains usable.
         """
         self._check_open()
         self._waker.clear()
@@ -243,7 +248,7 @@ class ListeningConnection(Feed):
             self._listener.remove(self)
 
     def give_back(self, *_connection, **_keep_in_pool):
-        """Close this connection. Odoo's cursor returns its connection to its pool, which is this object as well."""
+        """Close this connection. A closing cursor gives its connection back to its pool; this object is both."""
         self.close()
 
     # psycopg2 keeps these settings in the connection object, not in the server. So they are applied to each pooled

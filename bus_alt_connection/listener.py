@@ -5,7 +5,8 @@
 `Listener.run` is a loop: connect, serve the session until it ends, pause. It guarantees:
 
 - While one session lasts, each notification on a feed's channels is given to that feed once,
-  in the order of the server, from the moment when LISTEN is in force.
+  in the order of the server, from the moment when LISTEN is in force. Left out are those that
+  Odoo can't read, and those for which the feed has no room.
 - A lost session is replaced, at once unless sessions were lost very often (see `Backoff`).
   The supervisor looks up what was sent in between, see `catchup`. Feeds on channels that
   catch-up does not cover are told of the gap.
@@ -16,14 +17,16 @@ The supervisor checks whether notifications arrive, see `supervisor`.
 Locks. A thread that holds a lock of this list waits only for locks further down in it:
 
 1. ``patch._Process.lock``: held while the addon is installed, and by a thread of Odoo that
-   executes its first LISTEN, until its feed has been added to a listener.
-2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: the supervisor, the
-   listener, the leader and threads of Odoo hold each of them for a few statements, and none of them
-   waits for one of these while it holds another.
+   executes its first LISTEN, until its feed has been added to a listener. While the addon is
+   installed, the holder may also wait for log handlers and for the network.
+2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for a few
+   statements; ``threads._locks`` also until a new thread runs. No thread waits for one of these locks
+   while it holds another of them.
 3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
    the set of feeds. The listener, the supervisor and threads of Odoo wait for its notifications.
-   It comes last, since a finalizer may remove a feed while its thread holds any other lock.
-   For the same reason `Waker.wake` and `Waker.close` never wait for their lock.
+   It comes last, since the garbage collector may run a finalizer, which removes a feed, in a
+   thread that holds any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for
+   their lock.
 
 All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is
 atomic: the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`,
@@ -82,11 +85,14 @@ class Listener(object):
     ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`, which is called with
     each `log.Event`. ``series`` is Odoo's series, as a number. ``at_end()`` is called when `run` ends.
 
-    A feed has ``channels``, a set of names; ``put(notifications)``, which returns whether it had
-    room for all; ``tell(facts, numbers)``, which is called with the `connection.Facts` on the
-    session and the feed's channels that are in force, each with the number of its LISTEN (None and
-    an empty dictionary while there is no session); and ``local``, False if it is another process
-    that follows this one, see `sharing`. Feeds are held weakly.
+    Feeds are held weakly. A feed has these attributes:
+
+    - ``channels``: a set of names
+    - ``put(notifications)``, which returns whether the feed had room for all
+    - ``tell(facts, numbers)``, which is called with the `connection.Facts` on the session and the
+      feed's channels that are in force, each with the number of its LISTEN; with None and an
+      empty dictionary while there is no session
+    - ``local``: False if the feed is another process that follows this one, see `sharing`
 
     Other threads may read these attributes. ``changed`` is notified when one of them changes:
 
@@ -96,7 +102,7 @@ class Listener(object):
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
-    - ``dropped``: how often a feed had no room for notifications of the bus
+    - ``dropped``: how often notifications, some of them of the bus, did not fit into all feeds
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None):
@@ -310,7 +316,7 @@ class Listener(object):
 
     @property
     def closed(self):
-        """True once `close` was called, or no local feed is left. It stays so."""
+        """True once `close` was called, or no local feed is left. Once true, it stays true."""
         with self.changed:
             if not any(feed.local for feed in self._all_feeds()):
                 self._ended = True
@@ -393,7 +399,7 @@ class Listener(object):
         """Wait at most ``timeout`` seconds for the expected token; return whether ``session`` received it.
 
         If this process was stopped or busy, the token may have arrived and not been read. So `run` gets
-        another second to read it. ``wait`` replaces the method `wait`.
+        another second to read it. ``wait``: a function to call instead of the method `wait`.
         """
         wait = wait or self.wait
 
@@ -413,7 +419,7 @@ class Listener(object):
         self.wake()
 
     def replace(self, session, kind, reason):
-        """End ``session`` and report an event with this ``kind`` and ``reason``, unless it has ended already."""
+        """Make `run` end ``session`` and report this ``kind`` and ``reason``; nothing if it has ended already."""
         session.fault = kind, reason
         self.wake()
 
@@ -473,8 +479,8 @@ class Session(object):
     def trusted(self):
         """Whether to LISTEN on more than the check channel.
 
-        A pooler may keep a LISTEN for its next client, so it first has to prove that it
-        keeps the server connection for us.
+        Through a pooler, a LISTEN may end up with another client. So the session LISTENs on the check
+        channel alone, until a token shows that the pooler keeps the server connection for us.
         """
         return not self.facts.pooled or self.confirmed is not None
 
@@ -572,8 +578,8 @@ class DirectSession(Session, connection.Connection):
         self.listen(self.channels, lambda *_warned_before: None)
 
     def explaining(self, examining_sender, leaked):
-        # Examine both servers again, since one of them may have been restarted. Try a path that gives no answer only
-        # once: the check interval has no time for more.
+        # Examine both servers again, since one of them may have been restarted. If the path does not
+        # answer, do not try again: there is no time left in the check interval.
         try:
             quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
             another = yield from connection.opening(quickly)
@@ -605,8 +611,9 @@ def _is_about_names(error):
 class Backoff(object):
     """How long to wait before the next attempt to connect.
 
-    A lost session is replaced at once as long as a budget lasts: `IMMEDIATE_RECONNECTS` of them,
-    and one more each `SECONDS_PER_RECONNECT`. So the second and third loss in a row do not delay
+    Lost sessions are replaced at once while a budget lasts. It allows `IMMEDIATE_RECONNECTS` replacements, and
+    grows by one every `SECONDS_PER_RECONNECT` seconds up to that number. A session that lasted longer than
+    `LONGEST_DELAY` uses up none of it. So the second and third loss in a row do not delay
     notifications either, but a path that breaks at each notification does not cause a storm of logins.
     """
 
@@ -631,7 +638,7 @@ class Backoff(object):
             self._after_failures = delay = _longer(self._after_failures)
             return max(delay * random.uniform(0.5, 1) - took, 0.0)
         if lasted >= STEADY:
-            # A server that restarts several times is not waited for longer each time.
+            # The server worked, so start again with the shortest delay: it may restart several times.
             self._after_failures = 0.0
         if lasted > LONGEST_DELAY:
             self._after_losses = 0.0

@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 # Seconds between two log lines about the same problem.
 REMINDER = 60.0
-# Seconds that a line waits in a `Journal`, so that reconnecting, checking and catching up come first.
+# Seconds that a line waits in a `Journal` unless all is calm: reconnecting, checking and catching up come first.
 LOG_DELAY = 0.5
 # Lines that a `Journal` keeps. More of them wait only if a log handler blocks for long.
 LONGEST_JOURNAL = 1000
@@ -39,7 +39,7 @@ UNHEARD = "unheard"
 #: ``session`` is given up for another one, without an outage
 MOVED = "moved"
 
-#: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a text, for CONFIRMED
+#: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a string; for CONFIRMED,
 #: the channels; ``at``: monotonic seconds
 Event = collections.namedtuple("Event", "kind session reason at")
 
@@ -59,7 +59,7 @@ class Journal(object):
         self.add(self._outages, event)
 
     def add(self, write, *args):
-        """Plan a call of ``write(*args)``, which the method `write` makes. Returns at once."""
+        """Queue a call of the function ``write`` with ``args``, which the method `write` makes. Returns at once."""
         self._entries.append((time.monotonic() + LOG_DELAY, write, args))
 
     @property
@@ -143,7 +143,7 @@ _last = {}
 
 
 def rarely(problem):
-    """Return True for ``problem`` at most once in `REMINDER` seconds. It stays in memory, so use few different ones."""
+    """Return True for ``problem`` at most once in `REMINDER` seconds. Each stays in memory, so use only a few."""
     now = time.monotonic()
     if now - _last.get(problem, -REMINDER) < REMINDER:
         return False

@@ -9,8 +9,8 @@ user, namespaces, connection parameters, database and version of this code, one 
 
 Leader and followers meet at a Unix socket in Linux's abstract namespace. Only one process can
 bind a name, and the name disappears with that process. So the process that binds it leads, and
-nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`: a process tries
-the better ones first, and the next name if the leader at one of them is of no use.
+nothing has to be negotiated or cleaned up. There are several names, see `_RANKS`. A process tries
+them from the best to the worst: if it can't use the leader at one name, it tries the next.
 
 - A follower receives all notifications on its channels once `FollowerSession.listen` has returned, as on any session.
 - A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for `SILENCE`
@@ -20,10 +20,10 @@ the better ones first, and the next name if the leader at one of them is of no u
   joins again, and catches up with what it missed.
 - Neither side talks to a process of another user or of other namespaces, see `_peer`.
 
-The messages are JSON. A follower sends the list of all channels that it wants. A leader sends
-pairs of its state, null if unchanged, and a list of notifications. The state is a pair of the
-`connection.Facts` on its session, null while there is none, and the follower's channels that are
-in force.
+The messages are JSON. A follower sends the list of all channels that it wants. Each
+message of a leader is a pair: its state (null if unchanged), and a list of notifications. The
+state is a pair too: the `connection.Facts` on its session (null while it has none), and those
+channels of the follower that are in force.
 """
 
 import contextlib
@@ -58,8 +58,8 @@ GREETING_TIMEOUT = 0.9
 HEARTBEAT, SILENCE = 2.0, 4.5
 # Additional seconds for a silent leader, since this process may have been as late as the leader.
 LAST_MOMENT = 0.3
-# Seconds for which a process avoids a leader's session that never delivered a token, and for which it avoids a
-# leader that was silent or a session that stopped delivering.
+# AVOID_UNHEARD: seconds for which a process avoids a leader's session that never delivered a token.
+# AVOID_SILENT: seconds for which it avoids a leader that was silent, or a session that stopped delivering.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
 # may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
@@ -164,7 +164,7 @@ class Sharing(object):
         return None
 
     def _follow(self, listener, rank):
-        """Stop leading and return a `FollowerSession`. Raises what that raises, or `_LeaderEnded`."""
+        """Stop leading and return a `FollowerSession`. Raises the exceptions of that class, or `_LeaderEnded`."""
         began = time.monotonic()
         # All followers wait for a leader without a connection. The time is random, so that they do not all give up
         # at once.
@@ -202,7 +202,7 @@ class Sharing(object):
             if session.silent:
                 self._avoided[session.leader_pid] = now + AVOID_SILENT
             elif session.unheard:
-                # A session that delivered before has lost its path, which may come back.
+                # A confirmed session did work once, so avoid it only briefly: its path may recover.
                 seconds = AVOID_UNHEARD if session.confirmed is None else AVOID_SILENT
                 self._avoided[session.identity()] = now + seconds
             return
@@ -213,8 +213,8 @@ class Sharing(object):
 
     def _name(self, rank):
         own, env = self._parameters(), os.environ
-        # The name depends on no secrets: any user can see it, and could try out passwords. A process with a wrong
-        # password may share as well, since it runs as the same user and could read the right one.
+        # Leave secrets out of the name: every user can see it, and could guess a password by computing the hash. A
+        # process with a wrong password may share as well, since it runs as the same user and could read the right one.
         alike = [(key, str(own[key])) for key in sorted(own) if key not in SECRETS + ("application_name",)]
         alike += [(key, env[key]) for key in sorted(env) if key[:2] == "PG" and key not in ("PGPASSWORD", "PGAPPNAME")]
         identity = ascii([os.geteuid(), _namespaces(), alike]).encode()
@@ -267,11 +267,11 @@ class FollowerSession(Session):
                 raise Moved(self._leader + " has a connection through which nothing arrives")
 
     def identity(self):
-        """Return a value that no other session has, of this leader or of another one."""
+        """Return a value that is unique among the sessions of all leaders."""
         return self.leader_pid, self.facts.backend_pid, self.facts.started
 
     def listen(self, channels, warn):
-        # The leader may have ended LISTEN on channels that this session did not want in the meantime.
+        # Channels that this session did not want for a while may no longer be in force at the leader.
         self._in_force &= self.channels
         valid = {name for name in channels if _is_channel(name)}
         try:

@@ -2,8 +2,9 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Wait for several connections at once, in one thread or greenlet.
 
-A *task* is a generator. It yields a `Wait` whenever it has to wait, and receives whether
-what it waits for has happened. Tasks call each other with ``yield from``.
+A *task* is a generator. It yields a `Wait` whenever it has to wait, and is sent True if
+the event has happened, else False, at the latest at the deadline. Tasks call each other with
+``yield from``.
 """
 
 import collections
@@ -82,7 +83,7 @@ class Tasks(object):
 
     def __init__(self):
         self._waits = {}
-        #: seconds during which nobody ran the tasks, and until when (monotonic) they were run last
+        #: total seconds in which the tasks were not run; monotonic time at which they were last run
         self._unattended, self._seen = 0.0, time.monotonic()
 
     def __len__(self):

@@ -28,7 +28,7 @@ def start(target, name):
     """
     thread = threading.Thread(target=target, name=name, daemon=True)
     if _are_greenlets():
-        # A greenlet has no stack of its own, and gevent would not accept the previous size afterwards.
+        # A greenlet needs no thread stack. And gevent never reduces the size, so it could not be restored.
         thread.start()
         return thread
     with _locks.setdefault(os.getpid(), threading.Lock()):

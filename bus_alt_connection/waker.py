@@ -23,7 +23,7 @@ class Waker(object):
         self._close_requested = False
         self._closed = False
         # A socket that one thread closes while another is inside ``send`` may get its number from the next file that
-        # is opened, and the byte would go there. So whatever uses the sockets holds this lock.
+        # is opened, and the byte would go there. So what sends, receives or closes holds this lock.
         self._lock = threading.Lock()
 
     def fileno(self):
@@ -38,7 +38,7 @@ class Waker(object):
     def clear(self):
         """Make the descriptor unreadable until the next `wake`. Must not be called by a finalizer.
 
-        Look for what there is to do after this call, not before.
+        Call this first, then look for work.
         """
         with self._lock:
             if not self._closed:
