@@ -68,7 +68,7 @@ class Feed(object):
         #: channel -> number of the last LISTEN that was in force, see `tell`
         self._numbers = {}
         #: the channels at the last commit, if it returned before LISTEN was in force; less those in force since
-        self._relied_on_early = frozenset()
+        self._relied_on_early = set()
 
     def put(self, notifications):
         """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
@@ -105,9 +105,10 @@ class Feed(object):
         channels = self.channels
         kept = {name: number for name, number in self._numbers.items() if name in channels}
         gaps = [name for name in numbers if kept.get(name, numbers[name]) != numbers[name]]
-        gaps += [name for name in self._relied_on_early if name in numbers and name not in kept]
+        gaps += [name for name in list(self._relied_on_early) if name in numbers and name not in kept]
         self._numbers = dict(kept, **numbers)
-        self._relied_on_early -= set(numbers)
+        # In place, since Odoo's thread may add to it at the same time.
+        self._relied_on_early.difference_update(numbers)
         if set(gaps) - CAUGHT_UP:
             self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
 
@@ -116,7 +117,9 @@ class Feed(object):
 
         ``is_in_force``: whether LISTEN is in force on all channels of the feed.
         """
-        self._relied_on_early = frozenset() if is_in_force else self.channels
+        self._relied_on_early.clear()
+        if not is_in_force:
+            self._relied_on_early.update(self.channels)
 
     def _last_pending(self):
         # The thread that polls may remove the last element at any moment.
