@@ -635,8 +635,8 @@ class Backoff(object):
         self._budget = min(self._budget, float(IMMEDIATE_RECONNECTS))
         self._filled_at = now
         if lasted is None:
-            self._after_failures = delay = _longer(self._after_failures)
-            return max(delay * random.uniform(0.5, 1) - took, 0.0)
+            self._after_failures = _longer(self._after_failures)
+            return _pause(self._after_failures, took)
         if lasted >= STEADY:
             # The server worked, so start again with the shortest delay: it may restart several times.
             self._after_failures = 0.0
@@ -646,9 +646,14 @@ class Backoff(object):
         if self._budget >= 1:
             self._budget -= 1
             return 0.0
-        self._after_losses = delay = _longer(self._after_losses)
-        return max(delay * random.uniform(0.5, 1) - took, 0.0)
+        self._after_losses = _longer(self._after_losses)
+        return _pause(self._after_losses, took)
 
 
 def _longer(delay):
     return min(max(FIRST_DELAY, 2 * delay), LONGEST_DELAY)
+
+
+def _pause(delay, took):
+    """Return the rest of ``delay`` after an attempt that ``took`` so many seconds; processes differ at random."""
+    return max(delay * random.uniform(0.5, 1) - took, 0.0)
