@@ -13,8 +13,8 @@ BASE_PYTHON ?= python3
 ARGS ?=
 # How long "soak" and "simulate" are to take; empty: 10, and as long as its seeds need.
 MINUTES ?=
-# Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for.
-SEEDS ?= $(if $(MINUTES),1-,1-36)
+# Which seeds "simulate" runs: 7, 1-300, or 1- for as many as there is time for; empty: those of "test".
+SEEDS ?= $(if $(MINUTES),1-)
 # How many tests run at a time.
 JOBS ?= 2
 # Major version of PostgreSQL, one that is installed; empty: the newest. The programs read it from the environment.
@@ -46,7 +46,7 @@ test-all: PACKAGES += --later chromium chromium-driver fonts-liberation
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)
 
-.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench mutants lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,7 +60,7 @@ unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="...
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) tests/unit $(ARGS)
 
 simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for a minute, or MINUTES=10; ARGS="--seed N": a trace
-	@exec $(TOOLS_PYTHON) -m tests.simulation --seeds "$(SEEDS)" --minutes "$(or $(MINUTES),inf)" $(ARGS)
+	@exec $(TOOLS_PYTHON) -m tests.simulation $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(MINUTES),--minutes "$(MINUTES)") $(ARGS)
 
 test: $(TOOLS_STAMP) ## what each change has to pass: unit tests, a simulation, Odoo 19.0; ARGS="...": these tests instead
 ifeq ($(ARGS),)
@@ -88,7 +88,6 @@ fresh: $(TOOLS_STAMP) ## "demo" and "test" in minimal systems of Debian, as a ne
 bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
-.PHONY: mutants
 mutants: $(TOOLS_STAMP) ## plant faults in the addon, JOBS=2 at a time: are they found? (ARGS="names of some")
 	@exec $(TOOLS_PYTHON) -m tests.mutants --jobs "$(JOBS)" $(ARGS)
 
