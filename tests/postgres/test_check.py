@@ -46,40 +46,28 @@ def standby(server):
         yield standby.start()
 
 
-@pytest.fixture
-def keeping(server):
-    with PgBouncer(server, settings={"pool_mode": "session"}) as pooler:
-        yield pooler
+def pooler_fixture(server="server", **options):
+    """Return a fixture: a PgBouncer in front of what the fixture ``server`` is, with these options."""
+
+    @pytest.fixture
+    def started(request):
+        with PgBouncer(request.getfixturevalue(server), **options) as pooler:
+            yield pooler
+
+    return started
 
 
-@pytest.fixture
-def keeping_before_copied(copied_server):
-    with PgBouncer(copied_server, settings={"pool_mode": "session"}) as pooler:
-        yield pooler
-
-
-@pytest.fixture
-def small(server):
-    with PgBouncer(server, settings={"reserve_pool_size": 0}, databases={"postgres": "pool_size=1"}) as pooler:
-        yield pooler
+keeping = pooler_fixture(settings={"pool_mode": "session"})
+keeping_before_copied = pooler_fixture("copied_server", settings={"pool_mode": "session"})
+small = pooler_fixture(settings={"reserve_pool_size": 0}, databases={"postgres": "pool_size=1"})
+renaming = pooler_fixture(databases={"postgres": "dbname=template1"})
+before_standby = pooler_fixture("standby")
 
 
 @pytest.fixture
 def going_round(server):
     """A pooler that gives each transaction another of its server connections, so that it seems to keep sessions."""
     with PgBouncer(server, settings={"server_round_robin": 1}) as pooler, used_by(pooler, 2):
-        yield pooler
-
-
-@pytest.fixture
-def renaming(server):
-    with PgBouncer(server, databases={"postgres": "dbname=template1"}) as pooler:
-        yield pooler
-
-
-@pytest.fixture
-def before_standby(standby):
-    with PgBouncer(standby) as pooler:
         yield pooler
 
 
