@@ -8,6 +8,7 @@ import pytest
 from stack.builds import find_build
 from stack.commands import reason
 from stack.stack import Stack
+from tests.support.addonlog import wait_until_confirmed
 from tests.support.variants import VARIANTS
 
 
@@ -45,3 +46,12 @@ def new_stack(variant):
     series, workers = variant
     with contextlib.ExitStack() as stacks:
         yield lambda **arguments: stacks.enter_context(Stack(series, workers, **arguments))
+
+
+@pytest.fixture
+def client(stack, request):
+    """A client with a channel of its own, served by a listener that has heard itself."""
+    with stack.client([request.node.originalname]) as client:
+        client.channel = request.node.originalname
+        wait_until_confirmed(stack)
+        yield client

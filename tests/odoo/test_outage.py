@@ -24,15 +24,6 @@ def stack(variant):
         yield stack
 
 
-@pytest.fixture
-def client(stack, request):
-    """A client with a channel of its own, served by a listener that has heard itself."""
-    with stack.client([request.node.originalname]) as client:
-        client.channel = request.node.originalname
-        wait_until_confirmed(stack)
-        yield client
-
-
 @pytest.mark.matrix
 def test_ten_lost_connections_cost_no_message(stack, client):
     begin = stack.odoo.log_mark()

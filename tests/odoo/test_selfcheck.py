@@ -25,15 +25,6 @@ def stack(variant):
         yield stack
 
 
-@pytest.fixture
-def client(stack, request):
-    """A client with a channel of its own, served by a listener that has heard itself."""
-    with stack.client([request.node.originalname]) as client:
-        client.channel = request.node.originalname
-        wait_until_confirmed(stack)
-        yield client
-
-
 @pytest.fixture(scope="module")
 def other_server():
     with PostgreSQL() as server:
