@@ -1,4 +1,4 @@
-"""How long nothing arrives after a fault, and whether what is sent meanwhile is lost."""
+"""How long clients receive nothing after a fault, and whether messages that are sent meanwhile are lost."""
 
 import concurrent.futures
 import contextlib
@@ -25,7 +25,7 @@ _BEFORE, _AFTER = 3.0, 57.0
 
 def run(quick, tell):
     """Prefork mode, with two clients that have a channel each. Right after the fault, one lone message is sent to the
-    first client. Then a stream of messages is sent to the second client until one of them arrives: one each 10 ms, and
+    first client. Then a stream of messages is sent to the second client until one of them arrives: one every 10 ms, and
     after 2 s one each 100 ms. "s to the first push" is the time from the end of the fault to that arrival. A fault ends
     when the listening backend has been told to terminate, when the restarted PostgreSQL answers again, or when the
     garbage is committed. The lone message has 3 s more to arrive, then another one is sent to the same client. "held
