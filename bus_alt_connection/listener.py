@@ -491,11 +491,12 @@ class Session(object):
     def settle(self):
         """Prepare the session for a long life. Called once, when the session is confirmed."""
 
-    def explaining(self, examining_sender, leaked):
+    def explaining(self, examining_sender, sent_at, leaked):
         """A task: find out why a token did not arrive; return kind and reason of the event to report.
 
         ``examining_sender()`` is a task that returns the `connection.Facts` on a new pooled
-        connection; ``leaked``: whether the sender received the token itself. Any thread may run it.
+        connection; ``sent_at``: monotonic seconds when the token was sent; ``leaked``: whether the
+        sender received the token itself. Any thread may run it.
         """
         raise NotImplementedError
 
@@ -577,7 +578,7 @@ class DirectSession(Session, connection.Connection):
         # pg_stat_activity shows the last statement of a session, which should be LISTEN.
         self.listen(self.channels, lambda *_warned_before: None)
 
-    def explaining(self, examining_sender, leaked):
+    def explaining(self, examining_sender, sent_at, leaked):
         # Examine both servers again, since one of them may have been restarted. If the path does not
         # answer, do not try again: there is no time left in the check interval.
         try:

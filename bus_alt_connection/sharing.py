@@ -56,6 +56,8 @@ GREETING_TIMEOUT = 0.9
 # Seconds between two messages of a leader, and seconds without a message until a follower leaves. The difference
 # allows for a busy machine that runs a thread late.
 HEARTBEAT, SILENCE = 2.0, 4.5
+# Seconds between two messages of a leader whose thread runs in time.
+LONGEST_BEAT = HEARTBEAT + 0.5
 # Additional seconds for a silent leader, since this process may have been as late as the leader.
 LAST_MOMENT = 0.3
 # AVOID_UNHEARD: seconds for which a process avoids a leader's session that never delivered a token.
@@ -311,11 +313,15 @@ class FollowerSession(Session):
             raise psycopg2.OperationalError(text % (self._leader, SILENCE))
         self._waits_longer = True
         overslept = now - self._silent_at > 0.5
-        self._silent_at = now + (HEARTBEAT + 0.5 if overslept else LAST_MOMENT)
+        self._silent_at = now + (LONGEST_BEAT if overslept else LAST_MOMENT)
 
-    def explaining(self, examining_sender, leaked):
+    def explaining(self, examining_sender, sent_at, leaked):
         yield from ()
-        self.unheard = True
+        # A leader that stands still has not shown that its connection is of no use.
+        if self._read_at > max(sent_at, time.monotonic() - LONGEST_BEAT):
+            self.unheard = True
+        else:
+            self.silent = True
         return LOST, "%s, through which it listened, did not deliver what was sent" % self._leader
 
     def _wait_until(self, condition, deadline):
@@ -337,7 +343,8 @@ class FollowerSession(Session):
                 in_force = frozenset(state[1])
         except (ConnectionError, ValueError, TypeError, LookupError, RecursionError):
             raise Moved(self._leader + ", through which it listened, is gone") from None
-        self._silent_at = time.monotonic() + SILENCE
+        self._read_at = time.monotonic()
+        self._silent_at = self._read_at + SILENCE
         self._waits_longer = False
         if state:
             if facts is not None:

@@ -303,7 +303,8 @@ class Supervisor(object):
     def _give_up(self, session, attempt):
         # The end of a session that was lost meanwhile has been reported already.
         if self.listener.session is session:
-            kind, reason = self._finish(session.explaining(self._examining, attempt.leaked))
+            task = session.explaining(self._examining, attempt.sent_at, attempt.leaked)
+            kind, reason = self._finish(task)
             self.listener.replace(session, kind, reason)
 
     def _examining(self):

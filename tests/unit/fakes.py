@@ -167,7 +167,7 @@ class FakeSession(Session):
             self._waker.wake()
         return arrived
 
-    def explaining(self, examining_sender, leaked):
+    def explaining(self, examining_sender, sent_at, leaked):
         sender = yield from examining_sender()
         facts = self.facts._replace(started=self._server.started)
         facts = facts._replace(pooled=facts.pooled or leaked)

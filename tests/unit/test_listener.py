@@ -373,5 +373,5 @@ def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
         raise psycopg2.OperationalError("no answer in 1 s")
 
     monkeypatch.setattr(connection, "opening", opening)
-    kind, reason = tasks.finish(direct_session().explaining(None, False))
+    kind, reason = tasks.finish(direct_session().explaining(None, 0.0, False))
     assert (kind, "is silent" in reason, len(attempts)) == (LOST, True, 1)

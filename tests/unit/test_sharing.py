@@ -23,6 +23,7 @@ from bus_alt_connection.log import FAILED, LOST, MOVED
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import FollowerSession, Sharing
 from bus_alt_connection.supervisor import LISTENING, SHARED
+from bus_alt_connection.tasks import finish
 from stack.waiting import wait_until
 from tests.unit.conftest import _end
 from tests.unit.fakes import Events, FakeFeed, Watched, connected, live
@@ -510,7 +511,7 @@ def test_a_follower_gives_a_silent_leader_a_last_moment_and_more_if_it_overslept
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: clock.now))
     serve(GREETING, GREETING, answer=lambda names: json.dumps([[FACTS, names], []]).encode())
-    for late, more in ((0.0, sharing.LAST_MOMENT), (1.0, sharing.HEARTBEAT + 0.5)):
+    for late, more in ((0.0, sharing.LAST_MOMENT), (1.0, sharing.LONGEST_BEAT)):
         with contextlib.closing(FollowerSession(name(PLAIN), PLAIN, 1.0)) as session:
             session.listen(frozenset(["a"]), None)
             clock.now += sharing.SILENCE - 0.1
@@ -521,6 +522,16 @@ def test_a_follower_gives_a_silent_leader_a_last_moment_and_more_if_it_overslept
             with pytest.raises(psycopg2.OperationalError, match="has been silent"):
                 session.receive()
             assert session.silent
+
+
+@pytest.mark.parametrize("sent_ago, read_ago, unheard", [(2, 1, True), (1, 2, False), (6, 4, False)])
+def test_a_leader_that_stands_still_is_not_blamed_for_its_connection(serve, name, sent_ago, read_ago, unheard):
+    serve(GREETING)
+    with contextlib.closing(FollowerSession(name(PLAIN), PLAIN, 1.0)) as session:
+        now = time.monotonic()
+        session._read_at = now - read_ago
+        finish(session.explaining(None, now - sent_ago, False))
+        assert (session.unheard, session.silent) == (unheard, not unheard)
 
 
 def test_a_leader_sends_heartbeats(leader, client, monkeypatch):
