@@ -116,6 +116,8 @@ class World:
         else:
             self.late_limit = sum(faults.limit(kind.late_together, self) for kind in self.kinds) or 1.0
             self.judged_after_faults = any(kind.together == faults.OVER for kind in self.kinds)
+            # A fault of the only way leaves no other one.
+            self.judged_after_faults |= self.direct_path is self.paths["pooler"]
             self.silent_limit += self.late_limit
         if self.judged_after_faults:
             self.late_limit += _MOST_PORTIONS
@@ -348,6 +350,7 @@ class World:
         """Begin a fault of ``kind`` and end it after ``seconds``."""
         self.kernel.note("FAULT %s for %.1f s" % (kind.name, seconds))
         self.fault_times.append(self.now)
+        self.faults_over = float("inf")
         end = kind.begin(self)
         if end is None:
             self._fault_ends(kind)
