@@ -66,25 +66,15 @@ def _try(fault, options):
 
 def _unit_test(copy, module):
     """Return which unit test of ``copy`` fails first; None if all pass."""
-    # What is about the module itself is likely to find the fault, so it comes first. That the change can be made was
-    # found out already.
-    files = sorted(path for path in copy.glob("tests/unit/test_*.py") if path.stem != "test_mutants")
-    own = [path for path in files if path.stem.startswith("test_" + module)]
-    for some in (own, [path for path in files if path not in own]):
-        output = some and _pytest(copy, some)
-        if output:
-            failed = re.search(r"^(?:FAILED|ERROR) (tests/unit/.*?)(?: - .*)?$", output, re.MULTILINE)
-            # What is late once, on a busy machine, proves nothing.
-            if failed and _pytest(copy, [failed.group(1)]):
-                return failed.group(1).partition("tests/unit/")[2]
-            return None if failed else _hang(output)
-    return None
-
-
-def _pytest(copy, tests):
-    """Return what pytest has printed if one of ``tests`` fails, None if all pass."""
-    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-n", "0", "--timeout=60"]
-    return _output([sys.executable, "-m", "pytest", *options, *map(str, tests)], copy)
+    # That the change can be made was found out already.
+    files = [path for path in copy.glob("tests/unit/test_*.py") if path.stem != "test_mutants"]
+    # What is about the module itself is likely to find the fault, so it comes first.
+    files.sort(key=lambda path: (not path.stem.startswith("test_" + module), path))
+    # What is late once, on a busy machine, proves nothing: it has a second try.
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-n", "0", "--timeout=60", "--reruns=1"]
+    output = _output([sys.executable, "-m", "pytest", *options, *map(str, files)], copy)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/unit/(.*?)(?: - .*)?$", output or "", re.MULTILINE)
+    return failed[1] if failed else _hang(output)
 
 
 def _simulation(copy, seeds):
