@@ -103,7 +103,6 @@ lint-python: $(TOOLS_STAMP)
 # The options of 7 are those in .pylintrc, as it spells them. It tells the series from the manifest's version, in which
 # "()" finds none, so that it is the one named here.
 lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
-	$(TOOLS_PYTHON) -m tools.syntax 3.5 bus_alt_connection
 	$(TOOLS)/bin/vermin --target=3.5- --no-tips --violations --quiet bus_alt_connection setup
 	$(TOOLS)/bin/pylint --disable=except-pass bus_alt_connection
 	$(PYLINT_7)/bin/pylint --rcfile=/dev/null --load-plugins=pylint_odoo --score=no \

@@ -5,10 +5,9 @@ import functools
 import re
 from pathlib import Path
 
-import pytest
+import parso
 
 from bus_alt_connection import settings
-from tools.syntax import syntax_errors
 
 PROJECT = Path(__file__).resolve().parents[2]
 ADDON = PROJECT / "bus_alt_connection"
@@ -107,24 +106,11 @@ def test_what_an_operator_has_to_look_at_is_in_the_manual():
     assert [text for text in texts if not any(says(one, text) for one in listed())] == []
 
 
-def test_the_lines_that_manual_and_docstring_show_are_in_the_log():
-    shown = re.findall(r"^ +(?:INFO|WARNING|ERROR) \S+ odoo\.addons\.bus_alt_connection\.(\w+): (.*)", MANUAL, re.M)
-    docstring = ast.get_docstring(TREES["patch"])
-    lines = docstring[docstring.index("the log has::") :].splitlines()[1:]
-    shown += [(None, line.strip()) for line in lines if line.strip()]
-    assert len(shown) > 2
-    for module, line in shown:
-        templates = [text for name, text in logged("info", "warning", "error") if module in (None, name)]
-        patterns = [".*".join(map(re.escape, _PLACEHOLDER.split(template))) for template in templates]
-        assert any(re.fullmatch(pattern, line) for pattern in patterns), line
-
-
-@pytest.mark.parametrize("newer", ["f'{1}'", "if (a := 1):\n    pass", "a: int = 1", "def f(*, a, **b,):\n    pass"])
-def test_syntax_that_python_3_5_does_not_have_is_found(tmp_path, newer):
-    """As ``make lint`` looks for it."""
-    path = tmp_path / "newer.py"
-    path.write_text(newer + "\n")
-    assert syntax_errors("3.5", path)
+def test_the_addon_keeps_to_the_grammar_of_python_3_5():
+    grammar = parso.load_grammar(version="3.5")
+    for path in ADDON.rglob("*.py"):
+        errors = grammar.iter_errors(grammar.parse(path.read_text()))
+        assert [(path.name, *error.start_pos, error.message) for error in errors] == []
 
 
 def test_requirements_name_no_place_to_get_them_from():
