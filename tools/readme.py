@@ -7,7 +7,6 @@ their order are those of OCA's oca-gen-addon-readme. That is on no package index
 repository on GitHub, as does what is there and derived from it.
 """
 
-import ast
 import sys
 from pathlib import Path
 
@@ -16,46 +15,18 @@ from docutils.utils import SystemMessage
 
 PROJECT = Path(__file__).resolve().parents[1]
 ADDON = PROJECT / "bus_alt_connection"
+#: with the names of fragments in braces; the fragments' own titles are underlined with "~"
+TEMPLATE = PROJECT / "tools" / "readme.template"
 STYLE = PROJECT / "docs" / "index.css"
 README = ADDON / "README.rst"
 INDEX = ADDON / "static" / "description" / "index.html"
 
-#: fragment -> the title of its section; their own titles are underlined with "~"
-SECTIONS = {
-    "INSTALL": "Installation",
-    "CONFIGURE": "Configuration",
-    "USAGE": "Usage",
-    "ROADMAP": "Known issues",
-}
-CREDITS = {"CONTRIBUTORS": "Contributors", "CREDITS": "Other credits"}
-
-_HEAD = """\
-{bar}
-{title}
-{bar}
-
-..
-   Made by "make readme" from the fragments in readme/. Changes of this file will be lost.
-
-{description}
-.. contents::
-   :local:
-   :depth: 2
-"""
-# As seen from the folder readme/, where they show when a fragment is read by itself.
-_IMAGES = "../static/description/"
-
 
 def readme():
     """Return the text of README.rst."""
-    manifest = ast.literal_eval((ADDON / "__manifest__.py").read_text(encoding="utf-8"))
-    title = manifest["name"]
-    parts = [_HEAD.format(bar="=" * len(title), title=title, description=_fragment("DESCRIPTION"))]
-    parts += [_section(title, "=", _fragment(name)) for name, title in SECTIONS.items()]
-    authors = "".join("- %s\n" % author.strip() for author in manifest["author"].split(","))
-    parts.append(_section("Credits", "=", _section("Authors", "~", authors)))
-    parts += [_section(title, "~", _fragment(name)) for name, title in CREDITS.items()]
-    return "\n".join(parts).replace(_IMAGES, "static/description/")
+    fragments = {path.stem: path.read_text(encoding="utf-8").strip("\n") for path in ADDON.glob("readme/*.rst")}
+    # Images show as well when a fragment is read by itself, in its folder.
+    return TEMPLATE.read_text(encoding="utf-8").format(**fragments).replace("../static/", "static/")
 
 
 def index(text):
@@ -76,14 +47,6 @@ def index(text):
     # Odoo takes images to be beside the page.
     text = text.replace("image:: static/description/", "image:: ")
     return publish_string(text, str(README), writer_name="html4css1", settings_overrides=settings).decode()
-
-
-def _fragment(name):
-    return (ADDON / "readme" / (name + ".rst")).read_text(encoding="utf-8").strip("\n") + "\n"
-
-
-def _section(title, line, text):
-    return "%s\n%s\n\n%s" % (title, line * len(title), text)
 
 
 def main():
