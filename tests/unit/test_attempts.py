@@ -1,11 +1,9 @@
 """What comes of an attempt to connect."""
 
-import types
-
 import psycopg2
 import pytest
 
-from bus_alt_connection import catchup, connection, tasks
+from bus_alt_connection import catchup, connection
 from bus_alt_connection.listener import DirectSession
 
 
@@ -18,24 +16,9 @@ def test_a_standby_is_no_place_to_listen():
         session.prepare()
 
 
-def test_what_could_not_be_opened_is_closed(monkeypatch):
-    opened = types.SimpleNamespace(closed=False, poll=lambda: 1 / 0)
-    opened.close = lambda: setattr(opened, "closed", True)
-    monkeypatch.setattr(connection.psycopg2, "connect", lambda **_parameters: opened)
-    with pytest.raises(ZeroDivisionError):
-        tasks.finish(connection.Connection.opening({}))
-    assert opened.closed
-
-
 def test_a_database_is_gone_only_if_each_address_of_the_pooler_says_so():
     gone = psycopg2.OperationalError('FATAL:  database "d1" does not exist')
     error = psycopg2.OperationalError("of both")
     for reasons, is_gone in (([gone, gone], True), ([gone, psycopg2.OperationalError("no answer in 5 s")], False)):
         error.reasons = reasons
         assert catchup._is_gone(error, "d1") is is_gone
-
-
-def test_a_passfile_is_read_though_there_is_a_password_in_the_environment():
-    # libpq takes an empty password for none, but does not look at PGPASSWORD then.
-    (attempt,) = connection.attempts({"host": "/run/postgresql", "user": "", "password": "", "passfile": "secrets"})
-    assert attempt["password"] == "" and "user" not in attempt

@@ -8,18 +8,13 @@ from psycopg2.extensions import Notify
 from bus_alt_connection import check, connection
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Return a function that runs the check against what gives these rows to all statements."""
-    conf = tmp_path / "odoo.conf"
-    conf.write_text("[options]\ndb_host = 127.0.0.1\ndb_port = 6432\ndb_user = odoo\ndb_password = s3cret\n")
-    monkeypatch.setenv("IMDISPATCHER_DB_PORT", "5432")
-    for name in ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGSSLMODE"):
-        monkeypatch.delenv(name, raising=False)
-
+@pytest.mark.parametrize("rows", [None, [()], [(1, 2, 3, 4, 5, 6, 7, 8, 9)]])
+def test_an_answer_with_other_columns_is_an_error_of_what_is_there(monkeypatch, capsys, rows):
     class Nonsense(connection.Connection):
-        def __init__(self, parameters):
-            self.parameters, self.server_version = parameters, 150000
+        server_version = 150000
+
+        def __init__(self, parameters, kind=None):
+            self.parameters = parameters
 
         def asking(self, query, values=None, timeout=None):
             yield from ()
@@ -28,42 +23,20 @@ def run(monkeypatch, tmp_path, capsys):
         def close(self):
             pass
 
-    rows = None
-    monkeypatch.setattr(connection, "connect", lambda parameters, kind=None: Nonsense(parameters))
-
-    def run(answer):
-        nonlocal rows
-        rows = answer
-        return check.main(["-c", str(conf)]), capsys.readouterr().out
-
-    return run
-
-
-@pytest.mark.parametrize("rows", [None, [()], [(1, 2, 3, 4, 5, 6, 7, 8, 9)]])
-def test_an_answer_with_other_columns_is_an_error_of_what_is_there(run, rows):
-    code, output = run(rows)
-    assert code == 1
+    monkeypatch.setattr(connection, "connect", Nonsense)
+    monkeypatch.setattr(check.os, "environ", {"IMDISPATCHER_DB_PORT": "5432"})
+    assert check.main(["--db_host", "127.0.0.1", "--db_port", "6432"]) == 1
+    output = capsys.readouterr().out
     assert "ERROR: ordinary: 127.0.0.1:6432: not the answer" in output
     assert output.splitlines()[-1].startswith("NOT OK")
 
 
-@pytest.mark.parametrize(
-    "conf, variables, database, warned",
-    [
-        ("", {}, "postgres", 0),
-        ("", {"IMDISPATCHER_DB_DBNAME": "customer"}, "customer", 0),
-        ("imdispatcher_db_dbname = customer", {}, "customer", 0),
-        ("db_system = system", {"IMDISPATCHER_DB_DBNAME": "customer"}, "system", 1),
-        ("db_system = False", {"IMDISPATCHER_DB_DBNAME": "customer"}, "customer", 0),
-    ],
-)
-def test_both_ways_are_those_to_the_system_database(tmp_path, conf, variables, database, warned):
+def test_odoos_own_system_database_comes_first(tmp_path):
     path = tmp_path / "odoo.conf"
-    path.write_text("[options]\n%s\n" % conf)
-    _path, own, configured = check.read(["-c", str(path)], variables)
-    assert own["dbname"] == database
-    assert configured.parameters(own)["dbname"] == database
-    assert len(configured.warnings) == warned
+    for conf, database in (("db_system = system", "system"), ("db_system = False", "customer")):
+        path.write_text("[options]\n%s\n" % conf)
+        _path, own, configured = check.read(["-c", str(path)], {"IMDISPATCHER_DB_DBNAME": "customer"})
+        assert configured.parameters(own)["dbname"] == database
 
 
 def test_what_is_no_option_is_not_shown(capsys):

@@ -1,9 +1,7 @@
 """What Odoo's loops work with: a feed, and a cursor of their series' own class whose connection is a feed."""
 
 import functools
-import gc
 import select
-import threading
 
 import psycopg2
 import pytest
@@ -308,29 +306,6 @@ def test_what_is_set_for_the_connection_counts_for_each_pooled_one(cursor, pool,
     cursor.execute("SELECT 4")
     assert len(pool.lent) == 4
     assert pool.lent[-1].autocommit
-
-
-# The garbage collector complains of what is not closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_cursor_collected_while_its_feed_is_filled_does_not_block(recorder, ordinary):
-    cursor = FakeCursor(NO_POOL, "orders", {})
-    feed = ListeningConnection(ordinary, lambda feed: recorder)
-    turn(cursor, feed)
-    cursor.execute("LISTEN orders")
-    cursor.itself = cursor
-    del cursor
-
-    class Collecting(list):
-        def __iter__(self):
-            gc.collect()
-            return super().__iter__()
-
-    filling = threading.Thread(target=feed.put, args=[Collecting([Notify(1, "imbus", "[]")])], daemon=True)
-    filling.start()
-    filling.join(5)
-    assert not filling.is_alive()
-    gc.collect()
-    assert feed.closed
 
 
 # Ordinary cursors that become listening ones
