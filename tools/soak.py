@@ -1,6 +1,6 @@
 """Faults at random, for as long as you like, with many clients: is anything lost or doubled?
 
-    python -m tools.soak MINUTES [--seed N] [--write FILE]
+    python -m tools.soak MINUTES [--seed N]
 
 Messages flow all the time on two Odoo 19.0, prefork, of one machine and with one database, so that their listeners
 share one direct connection. The clients are as browsers: who loses the websocket comes back and says what it had last.
@@ -8,8 +8,10 @@ The seed decides which faults there are, and for how long; it does not decide ho
 """
 
 import argparse
+import bisect
+import collections
 import contextlib
-import datetime
+import itertools
 import json
 import random
 import re
@@ -17,19 +19,20 @@ import shutil
 import sys
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import psycopg2
-import requests
+from tabulate import tabulate
 
 from stack import servers
 from stack.archive import CACHE
 from stack.clients import Client
 from stack.stack import Stack
 from stack.waiting import wait_until
+from tests.support.addonlog import wait_until_confirmed
 
-from .soak_faults import CRON_WORKERS, FAULTS, FAULTS_OF_SHARING, leader
-from .soak_report import Fault, Message, Soak, report
+from .soak_faults import CRON_WORKERS, FAULTS, FAULTS_OF_PROCESSES, leader
 
 CLIENTS = 50
 CHANNELS = 10
@@ -38,131 +41,99 @@ PER_SECOND = 28
 LONG = 4
 # Seconds that the last messages may take to arrive; a check of the listener has time to fail meanwhile.
 PATIENCE = 60
+# Seconds by which a message may be later than the longest fault is long.
+ALLOWED = 5
 LOGS = CACHE / "soak"
 ENVIRONMENT = {"IMDISPATCHER_CHECK_INTERVAL": "5", "IMDISPATCHER_DB_CONNECT_TIMEOUT": "2"}
 
 
-class Sender:
-    """Sends steadily, through the pooler."""
+class Fault(NamedTuple):
+    name: str
+    began: float  # time.monotonic()
+    ended: float
 
-    def __init__(self, stack):
-        #: message -> :class:`Message`, of those whose COMMIT was confirmed
-        self.sent = {}
-        self._problem = None
-        self._sender = stack.sender()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="sender")
-        self._thread.start()
+    @property
+    def length(self):
+        return self.ended - self.began
 
-    def stop(self):
-        self._stopped.set()
-        self._thread.join(PATIENCE)
-        self.check()
-        self._sender.close()
 
-    def check(self):
-        """Raise what has gone wrong with the sender itself."""
-        if self._problem or self._stopped.is_set() and self._thread.is_alive():
-            raise RuntimeError("the sender has failed") from self._problem
+def send(stack, sent, stopped):
+    """Send steadily, through the pooler, until ``stopped``.
 
-    def _run(self):
-        number = 0
-        try:
-            while not self._stopped.wait(1 / PER_SECOND):
-                number += 1
-                self._send("message %d" % number, "channel %d" % (number % CHANNELS))
-        except Exception as error:
-            self._problem = error
-
-    def _send(self, message, channel):
-        try:
-            self._sender.insert(channel, message)
-        except psycopg2.Error:
-            # It may be there or not: it does not count.
-            self._stopped.wait(0.2)
-            return
-        self.sent[message] = Message(channel, time.monotonic())
-        while True:
-            try:
-                self._sender.notify(json.dumps([self._sender.channel(channel)]))
-            except psycopg2.Error:
-                self._stopped.wait(0.2)
-            else:
+    :param sent: channel -> message -> time.monotonic() of its confirmed COMMIT; what is sent is added
+    """
+    with contextlib.closing(stack.sender()) as sender:
+        for number in itertools.count():
+            if stopped.wait(1 / PER_SECOND):
                 return
+            message, channel = "message %d" % number, "channel %d" % (number % CHANNELS)
+            try:
+                sender.insert(channel, message)
+            except psycopg2.Error:
+                # It may be there or not: it does not count.
+                stopped.wait(0.2)
+                continue
+            sent[channel][message] = time.monotonic()
+            _notify(sender, json.dumps([sender.channel(channel)]), stopped)
 
 
-def is_confirmed(stack):
-    """Return whether the bus of this Odoo has heard itself."""
-    with contextlib.suppress(requests.RequestException):
-        return stack.odoo.health(10)["confirmed"]
-
-
-def faults_in_turn(chance):
-    """Yield the names of faults: each once in every round, in an order of the round's own."""
-    names = [*FAULTS, *FAULTS_OF_SHARING]
+def _notify(sender, payload, stopped):
     while True:
-        yield from chance.sample(names, len(names))
-
-
-def wait_until_ready(name, last, stacks, clients, sender):
-    """Wait until the fault meets what it is for; ``last`` is the one before."""
-    if name in FAULTS_OF_SHARING:
-        leader(stacks)
-    # Who has not yet found out that it is deaf would be stopped from that, which would be two faults in one.
-    if name.endswith(" stopped") or last and last.length > LONG:
-        since = time.monotonic()
-
-        def all_hear():
-            heard = [client.received[-1].message if client.received else None for client in clients]
-            return all(message in sender.sent and sender.sent[message].at > since for message in heard)
-
-        wait_until(all_hear, PATIENCE, "all clients to hear")
+        try:
+            return sender.notify(payload)
+        except psycopg2.Error:
+            if stopped.wait(0.2):
+                raise
 
 
 def soak(minutes, seed):
-    """Run for so many minutes; return the :class:`Soak`. What the Odoos have logged is kept in :data:`LOGS`."""
+    """Run for so many minutes; return what :func:`report` does. The logs of both Odoos are kept in :data:`LOGS`."""
     chance = random.Random(seed)
-    faults, bugs = [], []
+    sent = collections.defaultdict(dict)
     with contextlib.ExitStack() as exits:
         stacks = _start(exits)
         clients = _connect(exits, stacks)
-        wait_until(lambda: all(map(is_confirmed, stacks)), 60, "both to listen", 0.1, stacks[0].odoo.log_tail)
-        leader(stacks)
-        sender = Sender(stacks[0])
+        for stack in stacks:
+            wait_until_confirmed(stack)
+        stopped = threading.Event()
+        pool = exits.enter_context(ThreadPoolExecutor(1))
+        exits.callback(stopped.set)
+        sending = pool.submit(send, stacks[0], sent, stopped)
         began = time.monotonic()
-        try:
-            for name in faults_in_turn(chance):
-                calm = chance.uniform(0.5, 4)
-                if time.monotonic() - began + calm >= 60 * minutes:
-                    break
-                time.sleep(calm)
-                try:
-                    wait_until_ready(name, faults[-1] if faults else None, stacks, clients, sender)
-                    since = time.monotonic()
-                    print("%4d s  %s" % (since - began, name), flush=True)
-                    stopped = {**FAULTS, **FAULTS_OF_SHARING}[name](stacks, chance)
-                    faults.append(Fault(name, since, time.monotonic(), stopped))
-                except TimeoutError as error:
-                    # What came of the messages is of interest all the same.
-                    bugs.append("%4d s  %s: %s" % (time.monotonic() - began, name, str(error).partition("\n")[0]))
-                    print(bugs[-1], flush=True)
-                sender.check()
-            sender.stop()
-            _wait_for_the_last(clients, sender)
-        finally:
-            for number, stack in enumerate(stacks, 1):
-                lines = stack.odoo.log().splitlines()
-                bugs += [line for line in lines if re.search(r"bus_alt_connection.*internal error", line)]
-                shutil.copy(stack.odoo.log_path, LOGS / ("odoo-%d.log" % number))
-    return Soak(began, clients, sender.sent, faults, bugs)
+        faults, bugs = [], []
+        for name, fault in _faults_in_turn(chance):
+            time.sleep(chance.uniform(0.5, 4))
+            if sending.done() or time.monotonic() - began >= 60 * minutes:
+                break
+            try:
+                if name in FAULTS_OF_PROCESSES or faults and faults[-1].length > LONG:
+                    _wait_until_all_hear(stacks, clients, sent)
+                since = time.monotonic()
+                print("%4d s  %s" % (since - began, name), flush=True)
+                fault(stacks, chance)
+                faults.append(Fault(name, since, time.monotonic()))
+            except TimeoutError as error:
+                # What came of the messages is of interest all the same.
+                bugs.append("%4d s  %s: %s" % (time.monotonic() - began, name, str(error).partition("\n")[0]))
+                print(bugs[-1], flush=True)
+        stopped.set()
+        sending.result()
+        _wait_for_the_last(clients, sent)
+        for stack in stacks:
+            bugs += re.findall(r".*bus_alt_connection.*internal error.*", stack.odoo.log())
+    return report(began, clients, sent, faults, bugs)
 
 
 def _start(exits):
+    LOGS.mkdir(exist_ok=True)
     # With each statement in it, the log of the server would be of gigabytes.
     quiet = {"settings": {"log_statement": "none"}}
     conf = {"max_cron_threads": CRON_WORKERS}
     stack = exits.enter_context(Stack("19.0", 2, environment=ENVIRONMENT, proxy=True, conf=conf, server_options=quiet))
-    return [stack, exits.enter_context(stack.another())]
+    stacks = [stack, exits.enter_context(stack.another())]
+    for number, one in enumerate(stacks, 1):
+        exits.callback(shutil.copy, one.odoo.log_path, LOGS / ("odoo-%d.log" % number))
+    return stacks
 
 
 def _connect(exits, stacks):
@@ -177,13 +148,31 @@ def _connect(exits, stacks):
     return clients
 
 
-def _wait_for_the_last(clients, sender):
+def _faults_in_turn(chance):
+    """Yield names and functions of faults: each once in every round, in an order of the round's own."""
+    faults = [*FAULTS.items(), *FAULTS_OF_PROCESSES.items()]
+    while True:
+        yield from chance.sample(faults, len(faults))
+
+
+def _wait_until_all_hear(stacks, clients, sent):
+    """Wait until all listen through one process, and each client has heard what was sent since this was called."""
+    leader(stacks)
+    since = time.monotonic()
+
+    def all_hear():
+        return all(
+            sent[channel].get(message, 0) > since
+            for client, channel in clients.items()
+            for message in client.messages[-1:] or [None]
+        )
+
+    wait_until(all_hear, PATIENCE, "all clients to hear")
+
+
+def _wait_for_the_last(clients, sent):
     def all_there():
-        for client, channel in clients.items():
-            received = {one.message for one in client.received}
-            if any(one.channel == channel and message not in received for message, one in sender.sent.items()):
-                return False
-        return True
+        return all(sent[channel].keys() <= set(client.messages) for client, channel in clients.items())
 
     with contextlib.suppress(TimeoutError):
         wait_until(all_there, PATIENCE, "the last messages", 0.5)
@@ -191,33 +180,62 @@ def _wait_for_the_last(clients, sender):
     time.sleep(3)
 
 
-def write(path, command, lines):
-    """Put what was found out into a text, in place of the literal block at its end."""
-    text = Path(path).read_text(encoding="utf-8")
-    text = re.sub(r"(?s)::\n\n    .*\Z", "::\n\n", text)
-    text = re.sub(r"``make soak MINUTES=\S+ ARGS=[^`]*`` of \S+?(?=,)", lambda _: command, text)
-    text += "".join("    %s\n" % line if line else "\n" for line in lines)
-    Path(path).write_text(text, encoding="utf-8")
+def report(began, clients, sent, faults, bugs):
+    """Return what became of the messages, as lines, and whether all is well."""
+    longest = max([fault.length for fault in faults], default=0)
+    begins = [fault.began for fault in faults]
+    names = ["none yet", *[fault.name for fault in faults]]
+    gaps = collections.defaultdict(list)  # name of the last fault before -> seconds until a message was delivered
+    counts = collections.Counter()  # how often a message came -> how many did
+    wrong = list(bugs)
+    for number, (client, channel) in enumerate(clients.items()):
+        arrivals = collections.defaultdict(list)
+        for received in client.received:
+            arrivals[received.message].append(received.at)
+        for message, at in sent[channel].items():
+            came = arrivals[message]
+            counts[len(came)] += 1
+            if came:
+                gaps[names[bisect.bisect(begins, came[0])]].append(came[0] - at)
+            if len(came) != 1 or came[0] - at > longest + ALLOWED:
+                seconds = ", ".join("%.2f s" % (one - began) for one in came) or "never"
+                wrong.append("client %d: %s, sent at %.2f s: %s" % (number, message, at - began, seconds))
+    gap = max(itertools.chain.from_iterable(gaps.values()), default=0)
+    lines = [
+        _table(faults, gaps),
+        "",
+        "%d messages sent, for %d clients" % (sum(map(len, sent.values())), len(clients)),
+        "delivered once %d, lost %d, doubled %d" % (counts[1], counts[0], sum(counts.values()) - counts[0] - counts[1]),
+        "longest gap %.2f s, longest fault %.2f s" % (gap, longest),
+        *wrong[:100],
+    ]
+    return lines, bool(counts[1]) and not wrong
+
+
+def _table(faults, gaps):
+    lengths = collections.defaultdict(list)
+    for fault in faults:
+        lengths[fault.name].append(fault.length)
+    rows = [
+        (name, len(lengths[name]), max(lengths[name], default=0), len(gaps[name]), max(gaps[name], default=0))
+        for name in sorted({*lengths, *gaps})
+    ]
+    heads = ("last fault before", "times", "longest, s", "deliveries", "longest gap, s")
+    return tabulate(rows, heads, tablefmt="simple", floatfmt=".2f")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--write", metavar="FILE", help="put the result at the end of this text, docs/soak.rst")
     arguments = parser.parse_args()
     try:
         servers.check()
     except RuntimeError as error:
         parser.error(str(error))
-    LOGS.mkdir(exist_ok=True)
     print("seed %d" % arguments.seed, flush=True)
-    found = soak(arguments.minutes, arguments.seed)
-    lines, well = report(found)
+    lines, well = soak(arguments.minutes, arguments.seed)
     print("\n".join(["", *lines, "seed %d" % arguments.seed]))
-    if arguments.write:
-        command = '``make soak MINUTES=%g ARGS="--seed %d"`` of %s'
-        write(arguments.write, command % (arguments.minutes, arguments.seed, datetime.date.today()), lines)
     return 0 if well else 1
 
 

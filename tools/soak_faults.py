@@ -48,7 +48,19 @@ def _refuse(stack):
     stack.proxy.cut()
 
 
-# Faults of sharing ----------------------------------------------------------------------------------------------------
+FAULTS = {
+    "listener killed": _repeated(_kill_listeners),
+    "server restarted": _away(lambda stack: stack.server.stop(), lambda stack: stack.server.start(), 4),
+    "server crashed": _away(lambda stack: stack.server.kill(), lambda stack: stack.server.start(), 4),
+    "pooler restarted": _away(lambda stack: stack.pooler.stop(), lambda stack: stack.pooler.start(), 4),
+    "pooler paused": _away(lambda stack: stack.pooler.pause(), lambda stack: stack.pooler.resume(), 5, 1),
+    "path swallowed": _away(lambda stack: stack.proxy.swallow(), lambda stack: stack.proxy.forward(), 12, 1),
+    "path cut": _repeated(lambda stack: stack.proxy.cut()),
+    "path refused": _away(_refuse, lambda stack: stack.proxy.forward(), 10, 1),
+}
+
+
+# Faults of the processes that listen ----------------------------------------------------------------------------------
 
 
 def listening_processes(stacks):
@@ -76,19 +88,11 @@ def leader(stacks):
     return wait_until(find, _DEADLINE, "one direct connection for all", 0.1, stacks[0].odoo.log_tail)
 
 
-def _leader_killed(stacks, chance):
-    _replace(stacks, leader(stacks), signal.SIGKILL)
+def _follower(stacks, chance):
+    return chance.choice(sorted(set(listening_processes(stacks)) - {leader(stacks)}))
 
 
-def _gevent_process_ended(stacks, chance):
-    _replace(stacks, chance.choice(stacks).odoo.processes().gevent, signal.SIGTERM)
-
-
-def _cron_worker_ended(stacks, chance):
-    _replace(stacks, chance.choice(chance.choice(stacks).odoo.processes().cron), signal.SIGTERM)
-
-
-def _replace(stacks, pid, signal_number):
+def _end(stacks, pid, signal_number):
     """End one of the processes that listen; return when Odoo has another one in its place, which answers."""
     odoo = listening_processes(stacks)[pid]
     os.kill(pid, signal_number)
@@ -101,42 +105,20 @@ def _replace(stacks, pid, signal_number):
     wait_until(replaced, _DEADLINE, "Odoo to replace a process", 0.2, odoo.log_tail)
 
 
-def _leader_stopped(stacks, chance):
-    return _stop(stacks, leader(stacks), chance)
-
-
-def _follower_stopped(stacks, chance):
-    followers = sorted(set(listening_processes(stacks)) - {leader(stacks)})
-    return _stop(stacks, chance.choice(followers), chance)
-
-
-def _stop(stacks, pid, chance):
-    """Have a process stand still for a while; return its Odoo if it is the one that serves the clients."""
-    odoo = listening_processes(stacks)[pid]
-    serves_clients = pid == odoo.processes().gevent
+def _stop(pid, chance):
+    """Have a process stand still for a while."""
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(chance.uniform(1, 12))
     finally:
         os.kill(pid, signal.SIGCONT)
-    return odoo if serves_clients else None
 
 
-FAULTS = {
-    "listener killed": _repeated(_kill_listeners),
-    "server restarted": _away(lambda stack: stack.server.stop(), lambda stack: stack.server.start(), 4),
-    "server crashed": _away(lambda stack: stack.server.kill(), lambda stack: stack.server.start(), 4),
-    "pooler restarted": _away(lambda stack: stack.pooler.stop(), lambda stack: stack.pooler.start(), 4),
-    "pooler paused": _away(lambda stack: stack.pooler.pause(), lambda stack: stack.pooler.resume(), 5, 1),
-    "path swallowed": _away(lambda stack: stack.proxy.swallow(), lambda stack: stack.proxy.forward(), 12, 1),
-    "path cut": _repeated(lambda stack: stack.proxy.cut()),
-    "path refused": _away(_refuse, lambda stack: stack.proxy.forward(), 10, 1),
-}
-#: They begin when all listen through one process. Those that stop a process that serves clients return its Odoo.
-FAULTS_OF_SHARING = {
-    "leader killed": _leader_killed,
-    "leader stopped": _leader_stopped,
-    "follower stopped": _follower_stopped,
-    "gevent process ended": _gevent_process_ended,
-    "cron worker ended": _cron_worker_ended,
+#: They begin when all listen through one process.
+FAULTS_OF_PROCESSES = {
+    "leader killed": lambda stacks, chance: _end(stacks, leader(stacks), signal.SIGKILL),
+    "leader ended": lambda stacks, chance: _end(stacks, leader(stacks), signal.SIGTERM),
+    "leader stopped": lambda stacks, chance: _stop(leader(stacks), chance),
+    "follower ended": lambda stacks, chance: _end(stacks, _follower(stacks, chance), signal.SIGTERM),
+    "follower stopped": lambda stacks, chance: _stop(_follower(stacks, chance), chance),
 }
