@@ -17,10 +17,6 @@ import os
 import re
 import shutil
 import sys
-import time
-from typing import NamedTuple
-
-from tabulate import tabulate
 
 from stack.archive import CACHE
 from stack.builds import find_build
@@ -33,37 +29,36 @@ from stack.stack import ADDON, DEFAULT_SERIES
 
 # What the addon patches is the method that hands out cursors.
 TAGS = "/bus,/base/tests/test_ir_cron.py,/base/tests/test_db_cursor.py"
-#: Before, there were no websockets to be tested; the log is read as it is from here on.
-OLDEST = 16
+#: name of a run -> whether there are PgBouncer, and the addon
+RUNS = {
+    "PostgreSQL, without the addon": (False, None),
+    "PgBouncer, with the addon": (True, ADDON),
+    "PgBouncer, without the addon": (True, None),
+}
 LOGS = CACHE / "odoo-tests"
 # Seconds for one of the three runs.
 _DEADLINE = 1800
 
 # As Odoo's odoo/tests/result.py writes them, from 16.0 to 19.1.
-_FAILED = re.compile(r"^\S+ \S+ \d+ [A-Z]+ \S+ \S+: (?:FAIL|ERROR): (?:Subtest )?(\w+\.\w+|.+)", re.MULTILINE)
-_SKIPPED = re.compile(r"^\S+ \S+ \d+ [A-Z]+ \S+ \S+: skipped (.+?) : ", re.MULTILINE)
-_SUMMARY = re.compile(r"\d+ failed, \d+ error\(s\) of (\d+) tests")
-
-
-class Outcome(NamedTuple):
-    tests: int
-    failed: list  # names
-    skipped: list
+_NOT_PASSED = re.compile(
+    r"^\S+ \S+ \d+ [A-Z]+ \S+ \S+: ((?:FAIL|ERROR): (?:Subtest )?(?:\w+\.\w+|.+)|skipped .+?(?= : ))", re.MULTILINE
+)
+_SUMMARY = re.compile(r"\d+ failed, \d+ error\(s\) of [1-9]\d* tests")
 
 
 def outcome(log):
-    """Return the :class:`Outcome` that Odoo's log tells of.
+    """Return what Odoo's log tells of the tests: the counts, and what did not pass, as lines.
 
     :raise RuntimeError: it tells of none
     """
     summary = _SUMMARY.search(log)
-    if summary is None or summary[1] == "0":
+    if summary is None:
         raise RuntimeError("Odoo has run no test; the end of its log:\n%s" % "\n".join(log.splitlines()[-30:]))
-    return Outcome(int(summary[1]), sorted(set(_FAILED.findall(log))), sorted(set(_SKIPPED.findall(log))))
+    return [summary[0], *sorted(set(_NOT_PASSED.findall(log)))]
 
 
 def run(build, name, tags, pooled, addon):
-    """Run Odoo's tests once, return the :class:`Outcome` and the seconds; the log is kept in ``LOGS``."""
+    """Run Odoo's tests once, and return the :func:`outcome`; the log is kept in ``LOGS``."""
     say("%s ..." % name)
     archives = odoo_database(build)
     with PostgreSQL({"log_statement": "none"}, archive=archives["cluster"]) as server, PgBouncer(server) as pooler:
@@ -83,39 +78,27 @@ def run(build, name, tags, pooled, addon):
             options=["--update", "base", "--test-tags", tags, "--stop-after-init"],
         )
         with contextlib.closing(odoo):
-            began = time.monotonic()
             # It ends with an error when a test fails, too; the log tells.
             with contextlib.suppress(RuntimeError):
                 odoo.run(_DEADLINE)
             LOGS.mkdir(parents=True, exist_ok=True)
             shutil.copy(odoo.log_path, LOGS / ("%s %s.log" % (build.series, name)))
-            return outcome(odoo.log()), time.monotonic() - began
+            return outcome(odoo.log())
 
 
 def main():
     tags = sys.argv[1] if len(sys.argv) > 1 else TAGS
-    tree = os.environ.get("ODOO", "").strip() or None
-    series = os.environ.get("SERIES", "").strip() or (None if tree else DEFAULT_SERIES)
+    tree, series, python = (os.environ.get(name, "").strip() or None for name in ("ODOO", "SERIES", "PYTHON"))
     try:
-        build = find_build(series, tree, os.environ.get("PYTHON", "").strip() or None)
-        if series_number(build.series) < OLDEST:
-            raise RuntimeError("Odoo %s is too old, name one of %d.0 or newer" % (build.series, OLDEST))
-        runs = {
-            "PostgreSQL, without the addon": run(build, "direct", tags, False, None),
-            "PgBouncer, with the addon": run(build, "with addon", tags, True, ADDON),
-            "PgBouncer, without the addon": run(build, "without addon", tags, True, None),
-        }
+        build = find_build(series or (None if tree else DEFAULT_SERIES), tree, python)
+        found = {name: run(build, name, tags, *how) for name, how in RUNS.items()}
     except RuntimeError as error:
         print("make odoo-tests: %s" % error, file=sys.stderr)
         return 2
-    print("%s, Python %s, %s\n" % (build.description, build.python, tags))
-    rows = [(name, one.tests, len(one.failed), len(one.skipped), "%.0f" % took) for name, (one, took) in runs.items()]
-    print(tabulate(rows, ("Odoo's tests on", "run", "failed", "skipped", "seconds"), tablefmt="rst"))
-    for name, (one, _took) in runs.items():
-        for test in one.failed:
-            print("%s: %s failed" % (name, test))
-    print("\nlogs: %s" % LOGS)
-    direct, with_addon, _without = (one for one, _took in runs.values())
+    print("%s, Python %s, %s" % (build.description, build.python, tags))
+    for name, lines in found.items():
+        print("%s:\n  %s" % (name, "\n  ".join(lines)))
+    direct, with_addon, _without = found.values()
     if direct != with_addon:
         print("They differ. Some have limits of time that a busy machine does not keep: try these again by ARGS=TAGS.")
     return 0 if direct == with_addon else 1
