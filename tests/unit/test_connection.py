@@ -282,17 +282,6 @@ def test_why_the_server_hung_up_is_told(libpq):
             opened.receive()
 
 
-def test_kind_and_sqlstate_of_an_error_are_kept(libpq):
-    class NoRight(psycopg2.ProgrammingError):
-        pgcode = "42501"
-
-    libpq(lambda keywords: FakeLibpq(answer=NoRight("permission denied")))
-    with contextlib.closing(connect({"host": "db-01"})) as opened:
-        with pytest.raises(psycopg2.ProgrammingError, match="permission denied") as raised:
-            opened.execute("SELECT 1")
-        assert raised.value.sqlstate == "42501"
-
-
 @pytest.mark.parametrize("keyword", ["user", "password"])
 def test_a_value_that_is_no_text_is_an_error_without_it(keyword):
     with pytest.raises(psycopg2.OperationalError, match="is not UTF-8") as raised:

@@ -264,13 +264,7 @@ def test_to_close_it_ends_the_feed_even_if_the_pooled_connection_is_lost(cursor,
         cursor.close()
     assert recorder.calls[-1] == "remove"
     assert cursor._cnx.closed
-
-
-def test_a_commit_after_the_connection_was_closed_is_an_error(cursor):
-    """What was written is gone, as with psycopg2."""
-    cursor.execute("LISTEN orders")
-    cursor.execute("INSERT")
-    cursor._cnx.close()
+    # What was written is gone, as with psycopg2.
     with pytest.raises(psycopg2.InterfaceError):
         cursor.commit()
 
@@ -308,66 +302,32 @@ def test_what_is_set_for_the_connection_counts_for_each_pooled_one(cursor, pool,
     assert pool.lent[-1].autocommit
 
 
-# Ordinary cursors that become listening ones
+# Ordinary cursors that become listening ones, see also postgres/test_cursor.py
 
 
-@pytest.fixture
-def turned(ordinary, recorder):
-    """Return a function that makes an ordinary cursor a listening one."""
-
-    def turned(cursor):
-        connection = ListeningConnection(ordinary, lambda feed: recorder)
-        connection.adopt(cursor)
-        turn(cursor, connection)
-        return cursor
-
-    return turned
+def adopt(cursor, ordinary, recorder):
+    """Make an ordinary cursor a listening one."""
+    connection = ListeningConnection(ordinary, lambda feed: recorder)
+    connection.adopt(cursor)
+    turn(cursor, connection)
 
 
-def test_the_transaction_goes_on_and_nothing_is_left_behind(turned, ordinary, pool):
+@pytest.mark.parametrize("is_autocommit", [False, True])
+def test_nobody_else_gets_the_pooled_connection_that_it_had(ordinary, recorder, pool, is_autocommit):
     cursor = ordinary()
-    cursor.execute("INSERT")
-    turned(cursor)
+    fetched = cursor._cnx
+    fetched.autocommit = is_autocommit
+    adopt(cursor, ordinary, recorder)
     cursor.execute("LISTEN orders")
-    cursor.execute("UPDATE")
-    cursor.commit()
-    assert done(pool) == [["INSERT", "UPDATE", "COMMIT"]]
-    assert cursor.hooks_run == ["precommit", "postcommit"]
-    cursor.close()
-    uncommitted = turned(ordinary())
-    uncommitted.execute("LISTEN orders")
-    uncommitted.close()
-    assert pool.in_use == []
-
-
-def test_who_has_its_connection_already_hears_as_well(turned, ordinary, pool):
-    cursor = ordinary()
-    connection = cursor._cnx
-    turned(cursor).execute("LISTEN orders")
-    cursor.commit()
-    # Nobody else gets it.
-    assert pool.kept == [] and pool.in_use == []
-    cursor._cnx.put([Notify(1, "orders", "x")])
-    assert is_readable(connection)
-    assert connection.poll() == POLL_OK
-    assert payloads(connection) == ["x"]
-    connection.notifies = []
-    assert cursor._cnx.notifies == []
-    assert connection.closed == 0
-    cursor.close()
-    assert connection.closed == 1
-
-
-def test_in_autocommit_mode_it_listens_at_once(turned, ordinary, recorder):
-    cursor = ordinary()
-    connection = cursor._cnx
-    connection.autocommit = True
-    turned(cursor).execute("LISTEN orders")
+    if not is_autocommit:
+        cursor.commit()
     assert recorder.calls == [["orders"], "wait"]
-    assert connection.fileno() == cursor._cnx.fileno()
+    assert pool.closed == pool.lent == [fetched]
+    # Who has it already hears as well.
+    assert fetched.fileno() == cursor._cnx.fileno()
 
 
-def test_a_connection_without_a_pool_gives_itself_back(turned, pool):
+def test_a_connection_without_a_pool_gives_itself_back(ordinary, recorder, pool):
     """As of Odoo 20.0."""
 
     class Cursor20(FakeCursor):
@@ -377,7 +337,8 @@ def test_a_connection_without_a_pool_gives_itself_back(turned, pool):
 
     connection = pool.borrow({"database": "orders"})
     connection.give_back = functools.partial(pool.give_back, connection)
-    cursor = turned(Cursor20(connection))
+    cursor = Cursor20(connection)
+    adopt(cursor, ordinary, recorder)
     cursor.execute("LISTEN orders")
     cursor.commit()
     assert pool.closed == [connection]

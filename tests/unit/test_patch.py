@@ -111,22 +111,6 @@ def test_listeners_of_a_process_share_one_connection(installed, fake):
         cursor.close()
 
 
-def test_all_other_cursors_are_odoos_own(installed, fake):
-    def greet():
-        with installed.sql_db.db_connect("x").cursor() as cursor:
-            # No statement begins with it.
-            cursor.execute("SELECT %s", ("listen now",))
-            return cursor
-
-    assert type(greet()) is installed.sql_db.Cursor
-    (pooled,) = installed.pool.kept
-    assert (pooled.database, pooled.done) == ("x", ["SELECT %s", "COMMIT", "ROLLBACK"])
-    assert installed.patch._here().databases == {"x"}
-    assert installed.patch.supervisors() == []
-    # The addon itself connects to nothing before there is a listener.
-    assert fake.logins == []
-
-
 def test_a_listen_on_a_cursor_of_another_function_is_heard_and_told(installed, fake, logged):
     cursor = open_cursor(installed)
     fetched = cursor._cnx
