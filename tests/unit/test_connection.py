@@ -269,19 +269,6 @@ def test_no_error_has_a_secret_or_a_second_line(libpq, where, keyword):
         assert "***" in str(raised.value)
 
 
-def test_why_the_server_hung_up_is_told(libpq):
-    libpq(lambda keywords: FakeLibpq())
-    with contextlib.closing(connect({"host": "db-01"})) as opened:
-        opened._cnx.notices.append("NOTICE:  of a statement")
-        opened.execute("SELECT 1")
-        opened._cnx.lost = psycopg2.OperationalError("server closed the connection unexpectedly")
-        with pytest.raises(psycopg2.OperationalError, match="server closed the connection unexpectedly"):
-            opened.receive()
-        opened._cnx.notices.append("FATAL:  terminating connection due to administrator command\n")
-        with pytest.raises(psycopg2.OperationalError, match="due to administrator command"):
-            opened.receive()
-
-
 @pytest.mark.parametrize("keyword", ["user", "password"])
 def test_a_value_that_is_no_text_is_an_error_without_it(keyword):
     with pytest.raises(psycopg2.OperationalError, match="is not UTF-8") as raised:
