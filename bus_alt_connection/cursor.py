@@ -73,17 +73,17 @@ class Feed(object):
     def put(self, notifications):
         """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
 
-        Return False if there was no room for all of them, since nobody polls.
+        Return how many of them there was no room for, since nobody polls.
         """
         if self.closed or not notifications:
-            return True
+            return 0
         room = max(FEED_SIZE - len(self._pending), 0)
         self._pending.extend(notifications[:room])
         self._waker.wake()
-        fits = len(notifications) <= room
-        if not fits and self.channels - CAUGHT_UP:
+        dropped = max(len(notifications) - room, 0)
+        if dropped and self.channels - CAUGHT_UP:
             self.interrupt("notifications were dropped, since they were not fetched in time")
-        return fits
+        return dropped
 
     def interrupt(self, reason):
         """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.

@@ -9,7 +9,7 @@ import json
 
 from odoo import http
 
-from . import patch
+from . import log, patch
 from .supervisor import DEAF, LISTENING, POLLING, SHARED
 
 # The status for each mode, the worst first. The mode of a process without a listener is None.
@@ -23,6 +23,7 @@ _NO_LISTENER = {
     "seconds_since_check": None,
     "round_trip_ms": None,
     "reconnects": 0,
+    "counters": log.Counters().report(),
 }
 
 

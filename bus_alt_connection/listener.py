@@ -84,11 +84,12 @@ class Listener(object):
     ``connect(listener)`` returns a `Session`, or raises ``psycopg2.Error`` or ``OSError``.
     ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`, which is called with
     each `log.Event`. ``series`` is Odoo's series, as a number. ``at_end()`` is called when `run` ends.
+    ``counters`` are the `log.Counters` to use.
 
     Feeds are held weakly. A feed has these attributes:
 
     - ``channels``: a set of names
-    - ``put(notifications)``, which returns whether the feed had room for all
+    - ``put(notifications)``, which returns for how many of them the feed had no room
     - ``tell(facts, numbers)``, which is called with the `connection.Facts` on the session and the
       feed's channels that are in force, each with the number of its LISTEN; with None and an
       empty dictionary while there is no session
@@ -105,10 +106,11 @@ class Listener(object):
     - ``dropped``: how often notifications, some of them of the bus, did not fit into all feeds
     """
 
-    def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None):
+    def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None, counters=None):
         self.database = database
         self.series = series
         self.journal = journal
+        self.counters = counters or log.Counters()
         self.session = None
         self.in_force = (None, {})
         self.deaf_since = time.monotonic()
@@ -241,6 +243,7 @@ class Listener(object):
         notifications = session.receive()
         if notifications:
             session.heard_at = time.monotonic()
+            self.counters.received += sum(each.channel in self.in_force[1] for each in notifications)
             self.deliver(notifications)
             for feed in self._all_feeds():
                 if not feed.local:
@@ -280,12 +283,14 @@ class Listener(object):
         channels = {each.channel for each in notifications} & wanted
         texts = [self._readable(each) for each in notifications if each.channel in wanted]
         texts = [each for each in texts if each is not None]
-        taken = [feed.put([each for each in texts if each.channel in feed.channels]) for feed in feeds]
-        if not all(taken):
-            self._note_dropped(channels)
-        return all(taken) and bool(channels)
+        dropped = sum(feed.put([each for each in texts if each.channel in feed.channels]) for feed in feeds)
+        if dropped:
+            self._note_dropped(channels, dropped)
+        return bool(channels) and not dropped
 
-    def _note_dropped(self, channels):
+    def _note_dropped(self, channels, number):
+        with self.changed:
+            self.counters.dropped += number
         names = ", ".join(sorted(channels))
         if BUS_CHANNEL not in channels:
             # The notifications that wait are enough to start cron. Other listeners get an error, see `cursor.Feed.put`.

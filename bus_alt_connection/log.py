@@ -44,6 +44,33 @@ MOVED = "moved"
 Event = collections.namedtuple("Event", "kind session reason at")
 
 
+class Counters(object):
+    """Totals of one listener since its start. Any thread may read them.
+
+    - ``received``: notifications on the channels that this process listens on
+    - ``dropped``: notifications that did not fit into a feed
+    - ``caught_up``: channels whose notifications were looked up in bus_bus and delivered
+    - ``outages``: outages that are over, and ``outage_seconds``: how long they took together
+    """
+
+    def __init__(self):
+        self.received = 0
+        self.dropped = 0
+        self.caught_up = 0
+        self.outages = 0
+        self.outage_seconds = 0.0
+
+    def report(self):
+        """Return the totals as a dictionary for `health`."""
+        return {
+            "notifications_received": self.received,
+            "notifications_dropped": self.dropped,
+            "notifications_caught_up": self.caught_up,
+            "outages": self.outages,
+            "outage_seconds": round(self.outage_seconds, 3),
+        }
+
+
 class Journal(object):
     """Log lines of threads that must not wait for a log handler, which may block for seconds.
 
@@ -79,11 +106,13 @@ class Journal(object):
 class OutageLog(object):
     """Write the log lines about the listener of ``database``. To be called with each `Event`, in order.
 
-    An outage lasts from the first FAILED, LOST or UNHEARD to the next CONFIRMED.
+    An outage lasts from the first FAILED, LOST or UNHEARD to the next CONFIRMED. ``counters`` are the `Counters` of
+    the listener.
     """
 
-    def __init__(self, database):
+    def __init__(self, database, counters):
         self._database = database
+        self._counters = counters
         self._began = None
         self._reminded_at = None
         self._attempts = 0
@@ -126,7 +155,8 @@ class OutageLog(object):
         session = event.session
         again, outage = "", ""
         if self._began is not None:
-            outage = "; it took %.2f s and %d attempt(s)" % (event.at - self._began, self._attempts)
+            seconds = event.at - self._began
+            outage = "; it took %.2f s and %d attempt(s). %s" % (seconds, self._attempts, self._count(seconds))
             again = " again" if self._listened_before else ""
         through = "at" if session.leader_pid is None else "through"
         text = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s"
@@ -137,6 +167,15 @@ class OutageLog(object):
         self._began = None
         self._reasons_logged = set()
         self._listened_before = True
+
+    def _count(self, seconds):
+        """Count an outage that took ``seconds``; return the totals in words."""
+        counters = self._counters
+        counters.outages += 1
+        counters.outage_seconds += seconds
+        text = "Since its start: %d outage(s), %.2f s; %d notification(s) received, %d dropped, %d caught up"
+        numbers = counters.received, counters.dropped, counters.caught_up
+        return text % ((counters.outages, counters.outage_seconds) + numbers)
 
 
 _last = {}

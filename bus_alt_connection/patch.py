@@ -208,8 +208,9 @@ def _start_listening(database, feed):
             return supervisor.listener
         direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
         shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
-        journal = log.Journal(log.OutageLog(database))
-        listener = Listener(database, shared.connect, _stopping, journal, _series(), shared.close)
+        counters = log.Counters()
+        journal = log.Journal(log.OutageLog(database, counters))
+        listener = Listener(database, shared.connect, _stopping, journal, _series(), shared.close, counters)
         listener.add(feed)
         supervisor = Supervisor(
             listener, _opening, here.databases, here.backlog, _options, shared.better, _configured_databases()

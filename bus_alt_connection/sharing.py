@@ -373,7 +373,7 @@ class Follower(object):
         self._lock = threading.Lock()
 
     def put(self, notifications):
-        """Send ``notifications``. Return True: a follower catches up with what it misses by itself."""
+        """Send ``notifications``. Return 0: a follower counts by itself what it drops."""
         texts = [_text(each) for each in notifications]
         while texts:
             size, count = 0, 0
@@ -382,7 +382,7 @@ class Follower(object):
                 count += 1
             self._send("[null, [%s]]" % ", ".join(texts[:count]))
             del texts[:count]
-        return True
+        return 0
 
     def tell(self, facts, numbers):
         """Send the leader's state, unless it is unchanged."""

@@ -76,7 +76,7 @@ def test_an_interruption_is_raised_once_at_its_place_among_the_notifications(fee
 
 def test_a_closed_feed_takes_nothing_more(feed):
     feed.close()
-    assert feed.put([Notify(1, "imbus", "x")])
+    assert feed.put([Notify(1, "imbus", "x")]) == 0
     feed.interrupt("lost")
     with pytest.raises(psycopg2.InterfaceError):
         feed.poll()
@@ -134,8 +134,8 @@ def test_neither_odoos_own_channels_nor_a_new_listen_have_gaps(feed):
 
 
 def test_what_does_not_fit_is_dropped_and_is_a_gap(feed):
-    assert feed.put([Notify(1, "orders", "x")] * FEED_SIZE)
-    assert not feed.put([Notify(1, "orders", "x")])
+    assert feed.put([Notify(1, "orders", "x")] * (FEED_SIZE - 1)) == 0
+    assert feed.put([Notify(1, "orders", "x")] * 3) == 2
     feed.poll()
     with pytest.raises(psycopg2.OperationalError, match="were dropped"):
         feed.poll()

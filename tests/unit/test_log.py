@@ -6,7 +6,19 @@ from types import SimpleNamespace
 import pytest
 
 from bus_alt_connection import log
-from bus_alt_connection.log import CONFIRMED, FAILED, LOST, MOVED, UNHEARD, Event, Journal, OutageLog, log_bug, redact
+from bus_alt_connection.log import (
+    CONFIRMED,
+    FAILED,
+    LOST,
+    MOVED,
+    UNHEARD,
+    Counters,
+    Event,
+    Journal,
+    OutageLog,
+    log_bug,
+    redact,
+)
 from tests.support.secrets import SECRETS, leaks
 
 SESSION = SimpleNamespace(
@@ -27,7 +39,8 @@ def tell(clock, caplog, monkeypatch):
     """Return a function that tells of an event; it returns level and text of the line, None if there is none."""
     caplog.set_level(logging.INFO, "bus_alt_connection")
     monkeypatch.setattr(log, "_last", {})
-    outage_log = OutageLog("postgres")
+    counters = Counters()
+    outage_log = OutageLog("postgres", counters)
 
     def tell(kind, session=None, reason="cron_trigger, imbus"):
         caplog.clear()
@@ -36,6 +49,7 @@ def tell(clock, caplog, monkeypatch):
         assert len(lines) < 2
         return lines[0] if lines else None
 
+    tell.counters = counters
     return tell
 
 
@@ -51,14 +65,20 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
     )
     assert tell(FAILED, None, "refused") is None
     clock.now += 2.5
-    assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + "; it took 2.50 s and 2 attempt(s)")
+    tell.counters.received, tell.counters.caught_up = 5, 1
+    totals = ". Since its start: 1 outage(s), 2.50 s; 5 notification(s) received, 0 dropped, 1 caught up"
+    took = "; it took 2.50 s and 2 attempt(s)"
+    assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + took + totals)
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
+    tell(LOST, SESSION, "server closed the connection")
+    clock.now += 1
+    assert "Since its start: 2 outage(s), 3.50 s;" in tell(CONFIRMED, SESSION)[1]
 
 
 def test_a_first_connect_that_fails_is_an_error_and_counts_as_an_attempt(tell):
     refused = "can't listen on database postgres: refused; trying again until it works"
     assert tell(FAILED, None, "refused") == ("ERROR", refused)
-    assert tell(CONFIRMED, SESSION)[1].endswith("and 2 attempt(s)")
+    assert "and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
 
 
 def test_a_long_outage_has_a_line_each_minute(tell, clock):
@@ -98,7 +118,7 @@ def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     clock.now += 1
     assert tell(FAILED, None, "refused") is None
     # The move is none of the attempts.
-    assert tell(CONFIRMED, SESSION)[1].endswith("; it took 2.00 s and 2 attempt(s)")
+    assert "; it took 2.00 s and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
 
 
 # A journal
