@@ -35,12 +35,14 @@ except ImportError:
     sys.stderr.write("psycopg2 is missing: use the Python that runs Odoo\n")
     sys.exit(2)
 
-from bus_alt_connection import connection, log, settings, supervisor
+from bus_alt_connection import catchup, connection, listener, log, settings, supervisor, tasks
 
 # The exceptions that connecting may raise.
 FAILURES = (psycopg2.Error, OSError)
 # No other process listens on this channel.
 CHANNEL = "bus_alt_connection_%s" % uuid.uuid4().hex
+# Seconds for the notification to arrive. Normally it takes milliseconds.
+TIMEOUT = 3.0
 # The number of server connections in a pool of PgBouncer, by default.
 POOL_SIZE = 20
 # More than this share of the notification queue is in use only if something, such as a listener in a long
@@ -53,17 +55,24 @@ _LISTENS = (
     " pg_catalog.date_part('epoch', backend_start), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
     " FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
 )
-ROW = "%-8s  %-6s  %-7s  %-7s  %-7s  %s"
+# Selects the maximum of connections, how many of these are reserved for superusers, and how many are in use.
+_CAPACITY = (
+    "SELECT pg_catalog.current_setting('max_connections')::pg_catalog.int4,"
+    " pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4,"
+    " (SELECT pg_catalog.count(datid) FROM pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4))"
+)
+# Connections in the pool of one process of Odoo, and its cron threads, by default.
+DB_MAXCONN, MAX_CRON_THREADS = 64, 2
+ROW = "%-8s  %-7s  %-7s  %-7s  %s"
 
-#: a usable address: ``facts``: `connection.Facts`; ``keeps``: whether we keep the same server connection
-#: between transactions, None if unknown; ``kind``: the word for that in the output
-Place = collections.namedtuple("Place", "parameters facts keeps kind")
+#: a usable address: libpq keywords, and `connection.Facts`
+Place = collections.namedtuple("Place", "parameters facts")
 
 
 def main(arguments=None):
     """Check, print, and return the exit code."""
-    path, own, configured = read(arguments, os.environ)
-    _say("odoo.conf: %s\n%s" % (path or "none", ROW % ("way", "is a", "version", "role", "server", "address")))
+    path, options, own, configured = read(arguments, os.environ)
+    _say("odoo.conf: %s\n%s" % (path or "none", ROW % ("way", "version", "role", "server", "address")))
     problems = ["ERROR: " + text for text in configured.errors] + ["WARNING: " + text for text in configured.warnings]
     pooled = _look("ordinary", own, problems)
     direct = None
@@ -73,7 +82,10 @@ def main(arguments=None):
     if pooled:
         problems += _left_behind(pooled.parameters)
     if pooled and direct:
-        problems += _why_deaf(direct, pooled)
+        reason = why_deaf(direct, pooled)
+        problems += ["ERROR: direct: " + reason] if reason else []
+    if direct:
+        problems += plan(direct, options, configured.share)
     errors = sum(line.startswith("ERROR") for line in problems)
     verdict = "NOT OK: %d error(s)" % errors if errors else _verdict(pooled)
     _say("\n".join(sorted(problems, key=lambda line: line.startswith("ERROR")) + [verdict]))
@@ -81,7 +93,7 @@ def main(arguments=None):
 
 
 def read(arguments, environ):
-    """Return the path of odoo.conf or None, Odoo's own libpq keywords, and the `settings.Settings`.
+    """Return the path of odoo.conf or None, its options, Odoo's own libpq keywords, and the `settings.Settings`.
 
     The keywords are for the database in which Odoo sends notifications. Exits with code 2 if they can't be
     determined.
@@ -119,7 +131,7 @@ def read(arguments, environ):
             text = "%s and %s of odoo.conf differ: Odoo 19.0 uses the former, earlier series use the latter. Unset one"
             parser.exit(2, (text + " of them, or pass the value as --db_host or the like\n") % (variable, option))
         own[keyword] = value or of_env or of_file
-    return path, own, configured
+    return path, options, own, configured
 
 
 def _look(way, parameters, problems, pooled=None):
@@ -132,17 +144,16 @@ def _look(way, parameters, problems, pooled=None):
     with contextlib.suppress(*FAILURES):
         attempts = connection.attempts(parameters)
     for attempt in attempts:
-        fields = ["-"] * 4
+        fields = ["-"] * 3
         try:
             with contextlib.closing(connection.connect(attempt)) as opened:
-                facts, keeps = opened.examine(), connection.keeps_session(attempt)
-            kind = "pooler" if facts.pooled or keeps is False else "server" if keeps else "?"
+                facts = opened.examine()
             same = way == "ordinary" or pooled and facts.started == pooled.facts.started
             server = "?" if same is None else "same" if same else "another"
-            fields = [kind, str(facts.version).split(" ")[0], "standby" if facts.standby else "primary", server]
+            fields = [str(facts.version).split(" ")[0], "standby" if facts.standby else "primary", server]
             if facts.standby:
                 raise psycopg2.OperationalError(connection.why_deaf(facts, facts))
-            usable.append(Place(attempt, facts, keeps, kind))
+            usable.append(Place(attempt, facts))
         except FAILURES as error:
             unusable.append("%s: %s" % (way, log.redact(error, attempt)))
         _say(ROW % tuple([way] + fields + [log.redact(settings.address(attempt), attempt)]))
@@ -150,37 +161,85 @@ def _look(way, parameters, problems, pooled=None):
     return usable[0] if usable else None
 
 
-def _why_deaf(listening, sending):
-    """Return a list with the reason why ``listening`` does not receive what ``sending`` sends, both a `Place`.
+def why_deaf(listening, sending):
+    """Return why a listener at ``listening`` does not receive what is sent at ``sending``, both a `Place`.
 
-    The list is empty if it does.
+    Return None if it does.
     """
-    there, here = listening.facts, sending.facts
-    pooled = listening.keeps is False or there.pooled and there.started == here.started
     try:
         with contextlib.ExitStack() as stack:
-            receiver, other, sender = [connection.connect(at.parameters) for at in (listening, listening, sending)]
-            for opened in (receiver, other, sender):
-                stack.callback(opened.close)
-            receiver.execute("LISTEN " + CHANNEL)
+            session = connection.connect(listening.parameters, listener.DirectSession)
+            stack.callback(session.close)
+            other = connection.connect(listening.parameters)
+            stack.callback(other.close)
+            sender = connection.connect(sending.parameters)
+            stack.callback(sender.close)
+            session.listen(frozenset([CHANNEL]), lambda *_warning: None)
             # Leave no LISTEN behind in a pooler. It may run an UNLISTEN on another server connection, so repeat it.
             for _attempt in range(9):
-                stack.callback(receiver.execute, "UNLISTEN " + CHANNEL)
+                stack.callback(session.execute, "UNLISTEN " + CHANNEL)
             # Let another client run a transaction first. A pooler that does not keep our server connection for us may
             # give it to that client. Otherwise such a pooler could pass this check by luck.
             other.execute("BEGIN; SELECT 1; ROLLBACK")
+            sent_at = time.monotonic()
             sender.execute(supervisor.NOTIFY, (CHANNEL, "check"))
-            for _tick in range(300):  # Normally the notification arrives within milliseconds.
-                heard, leaked = [CHANNEL in {each.channel for each in end.receive()} for end in (receiver, sender)]
-                # The sender never executed LISTEN. If it receives the notification, the pooler gave it our server
-                # connection.
-                if heard or leaked:
-                    break
+            is_heard = is_leaked = False
+            while not (is_heard or is_leaked) and time.monotonic() < sent_at + TIMEOUT:
                 time.sleep(0.01)
+                is_heard = _arrived(session)
+                is_leaked = _arrived(sender)
+            if is_heard:
+                return None
+            _kind, reason = tasks.finish(session.explaining(sender.examining, sent_at, is_leaked))
+            return reason
     except FAILURES as error:
-        return ["ERROR: can't send a notification from the pooled connection to the direct one: %s" % error]
-    reason = connection.why_deaf(there._replace(pooled=pooled or leaked), here)
-    return [] if heard else ["ERROR: direct: " + reason]
+        return "can't send a notification from the pooled connection to the direct one: %s" % error
+
+
+def _arrived(opened):
+    return any(each.channel == CHANNEL for each in opened.receive())
+
+
+def plan(direct, options, share):
+    """Print how many connections to plan for, and how many the server at ``direct`` has.
+
+    ``options`` are those of odoo.conf; ``share``: whether processes share a direct connection. Returns a list of
+    warnings.
+    """
+    workers = _number(options, "workers", 0)
+    cron = _number(options, "max_cron_threads", MAX_CRON_THREADS)
+    size = _number(options, "db_maxconn", DB_MAXCONN)
+    # Prefork has a gevent process besides; in a threaded server all listen in one process.
+    listeners = cron + 1 if workers else 1
+    processes = workers + listeners if workers else 1
+    text = "plan for %d direct connection(s)" % (1 if share else listeners)
+    if share and listeners > 1:
+        text += ", %d for a moment when the process that shares its connection ends" % listeners
+    _say(text)
+    look_ups = listeners * (catchup.QUICK_AT_ONCE + catchup.SLOW_AT_ONCE)
+    text = "plan for at most %d connections to the pooler: %d for each of %d process(es)"
+    text += " and %d for look-ups after an outage"
+    _say(text % (processes * size + look_ups, size, processes, look_ups))
+    try:
+        with contextlib.closing(connection.connect(direct.parameters)) as opened:
+            most, reserved, used = opened.row(_CAPACITY, None, 3)
+    except FAILURES as error:
+        return ["WARNING: can't tell how many connections the server has: %s" % error]
+    text = "the server: max_connections is %d, %d of them are for superusers only, %d are in use"
+    _say(text % (most, reserved, used))
+    free = most - reserved - used
+    if free < listeners:
+        text = "WARNING: the server has %d connection(s) left, fewer than this Odoo may open past the pooler: %d"
+        return [text % (free, listeners)]
+    return []
+
+
+def _number(options, name, default):
+    """Return an option of odoo.conf as a number, ``default`` if it is none."""
+    try:
+        return int(options.get(name, default))
+    except ValueError:
+        return default
 
 
 def _left_behind(parameters):
@@ -190,7 +249,8 @@ def _left_behind(parameters):
     the addon never use these server connections.
     """
     quickly = dict(parameters, connect_timeout=connection.PROBE_TIMEOUT)
-    channels, usage, began = set(), 0.0, None
+    warnings = []
+    channels, began = set(), None
     # If the pooler has no connection left, the ones that were examined are enough.
     with contextlib.suppress(*FAILURES), contextlib.ExitStack() as stack:
         for _server_connection in range(POOL_SIZE):
@@ -200,31 +260,26 @@ def _left_behind(parameters):
             found, usage, started, now = client.row("BEGIN; " + _LISTENS, None, 4, connection.PROBE_TIMEOUT)
             stack.callback(client.execute, "ROLLBACK")
             channels.update(found)
+            if usage > QUEUE_USAGE and not warnings:
+                text = tasks.finish(connection.explaining_queue(client, usage))
+                warnings.append("WARNING: " + log.redact(text, parameters))
             began = began or now
             if started > began:
                 # The pooler has just opened this server connection, so it had no idle one left.
                 break
-    warnings = []
     if channels:
         text = "WARNING: the pooler at %s has server connections that still LISTEN, on %s. Odoo left them there before"
         text += " it had the addon, or due to a wrong option. While one is in a transaction, PostgreSQL can't shrink"
         text += " the notification queue. Once Odoo runs with the addon, run RECONNECT in PgBouncer, or restart it"
         # Other clients choose the names of channels, which may contain anything.
         warnings.append(log.redact(text % (settings.address(parameters), ", ".join(sorted(channels))), parameters))
-    if usage > QUEUE_USAGE:
-        text = "WARNING: the notification queue of PostgreSQL is %.0f%% full. A listening connection has been in a"
-        text += " transaction for a long time. End it: once the queue is full, every NOTIFY fails"
-        warnings.append(text % (100 * usage))
     return warnings
 
 
 def _verdict(pooled):
-    # A pooler that uses its server connections in turn may seem to keep ours. Only a notification proves that it does.
-    if _why_deaf(pooled, pooled):
+    if why_deaf(pooled, pooled):
         return "OK: listeners hear what Odoo sends"
-    if pooled.kind == "server":
-        return "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"
-    return "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
+    return "OK; but Odoo uses no pooler, or one that keeps LISTEN, so it needs no addon to listen"
 
 
 def _say(line):

@@ -25,7 +25,7 @@ from .settings import address
 CONNECT_TIMEOUT = 5.0
 # Seconds for one statement.
 QUERY_TIMEOUT = 5.0
-# Whole seconds for each step of `keeps_session`.
+# Whole seconds for each step of `keeping_session`.
 PROBE_TIMEOUT = 1
 # A path that breaks silently is noticed after 15 + 3 * 5 seconds while it is idle, and after 10
 # while data is on the way. In seconds; tcp_user_timeout in milliseconds.
@@ -42,6 +42,14 @@ _FACTS = PID + (
     ", pg_catalog.pg_is_in_recovery(), pg_catalog.current_database()::pg_catalog.text,"
     " pg_catalog.current_setting('server_version'),"
     " (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
+)
+# The oldest transaction of another client, as far as the role may see it.
+_OLDEST_TRANSACTION = (
+    "SELECT pid, application_name,"
+    " pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) xact_start)"
+    " FROM pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4)"
+    " WHERE xact_start IS NOT NULL AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()"
+    " ORDER BY xact_start LIMIT 1"
 )
 #: what a connection leads to; ``pooled``: True if the server's backend pid differs from the one that libpq
 #: received at login, which proves that there is a pooler in between. False proves nothing.
@@ -245,11 +253,6 @@ def _addresses(host="", hostaddr="", **_others):
     return collections.OrderedDict.fromkeys(info[4][0] for info in found)
 
 
-def keeps_session(parameters):
-    """Return what `keeping_session` does."""
-    return tasks.finish(keeping_session(parameters))
-
-
 def keeping_session(parameters):
     """A task: return whether a client keeps its server connection between transactions; None if unknown.
 
@@ -273,6 +276,22 @@ def keeping_session(parameters):
         return True
     except (psycopg2.Error, OSError):
         return None
+
+
+def explaining_queue(opened, usage):
+    """A task: return in words why the share ``usage`` of PostgreSQL's notification queue is in use, and what to do.
+
+    ``opened``: a connection to that server.
+    """
+    text = "the notification queue of PostgreSQL is %.0f%% full, since a connection that listens is in a long"
+    text += " transaction. End it: once the queue is full, every NOTIFY fails"
+    rows = yield from opened.asking(_OLDEST_TRANSACTION)
+    if not rows:
+        return text % (100 * usage)
+    pid, application, seconds = rows[0]
+    text += ". The oldest transaction is %.0f s old: backend pid %d, application %s"
+    # A client chooses the name of its application, which may contain anything.
+    return redact(text % (100 * usage, seconds, pid, ascii(application)))
 
 
 # What to do about a listener that is connected to the wrong server.

@@ -595,8 +595,9 @@ class DirectSession(Session, connection.Connection):
         except (psycopg2.Error, OSError) as error:
             text = "the path to %s is silent, nothing comes through, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
-        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection.
-        pooled = facts.pooled or leaked
+        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. A pooler
+        # in front of another server may well keep the connection for us.
+        pooled = leaked or (facts.pooled and facts.started == sender.started)
         if not pooled:
             pooled = (yield from connection.keeping_session(self.parameters)) is False
         facts = facts._replace(pooled=pooled)

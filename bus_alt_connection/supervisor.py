@@ -54,6 +54,8 @@ DROPPED_INTERVAL = 5.0
 SLICE = 0.5
 # Seconds between two log lines about databases that stay pending: at first, and at most. The interval doubles.
 FIRST_REMINDER, LONGEST_REMINDER = 60.0, 3600.0
+# The share of PostgreSQL's notification queue above which a warning is due.
+MOST_QUEUE_USAGE = 0.5
 NEVER = float("inf")
 # An SQLSTATE.
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -63,7 +65,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
-_SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text"
+_SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text, pg_catalog.pg_notification_queue_usage()"
 
 
 #: ``moment``: a `lookup.Moment` before the token was sent; ``sent_at``: monotonic seconds, None if no token was
@@ -276,7 +278,10 @@ class Supervisor(object):
         with contextlib.closing(pooled):
             facts = yield from pooled.examining()
             began = time.monotonic()
-            (snapshot,) = yield from pooled.asking_row(_SNAPSHOT)
+            snapshot, queue_usage = yield from pooled.asking_row(_SNAPSHOT, columns=2)
+            if queue_usage > MOST_QUEUE_USAGE and log.rarely("queue"):
+                text = yield from connection.explaining_queue(pooled, queue_usage)
+                _logger.warning("%s", text)
             moment = lookup.Moment(snapshot, facts.started)
             if proven and not self._needs_token(session, facts, now):
                 return _Attempt(moment, None, False)

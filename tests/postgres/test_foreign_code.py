@@ -12,7 +12,7 @@ import uuid
 import psycopg2
 import pytest
 
-from bus_alt_connection import connection, listener, supervisor
+from bus_alt_connection import connection, listener, supervisor, tasks
 from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
 from stack.stack import ADDON
@@ -139,7 +139,9 @@ def scenario(server, pooler, folder):
         wait_for_mode(supervisor.LISTENING)
         wait_for(feed, "cron_trigger", BUS)
     for way in (server, pooler):
-        assert connection.keeps_session(libpq_parameters(way)) is (way is server)
+        assert tasks.finish(connection.keeping_session(libpq_parameters(way))) is (way is server)
+        with contextlib.closing(connection.connect(libpq_parameters(way))) as opened:
+            tasks.finish(connection.explaining_queue(opened, 0.6))
     listen_in_spite_of_a_bug(server)
     assert HEARD in run_check(folder, odoo_conf(pooler), directly_to(server))[1]
 

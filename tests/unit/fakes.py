@@ -47,6 +47,8 @@ class FakeServer:
         self.refusal = "pooler:6432: no more connections allowed"
         self.takes = 0.0
         self.may_list, self.unlisted = True, set()
+        #: the used share of the notification queue, and the oldest transaction as `connection` asks for it
+        self.queue_usage, self.transactions = 0.0, []
         self.pooled = self.deaf_pooler = False
         self.started = self.sees_started = _PAST
         self.database = self.sees_database = "postgres"
@@ -205,7 +207,9 @@ class FakePooled:
         if query in ("COMMIT", "ROLLBACK"):
             return None
         if values is None and "snapshot()" in query:
-            return [(server._snapshot(),)]
+            return [(server._snapshot(), server.queue_usage)]
+        if "pg_stat_get_activity" in query:
+            return server.transactions
         if "pg_notify" in query:
             self._notify(*values)
             return [("",)]

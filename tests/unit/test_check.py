@@ -35,7 +35,7 @@ def test_odoos_own_system_database_comes_first(tmp_path):
     path = tmp_path / "odoo.conf"
     for conf, database in (("db_system = system", "system"), ("db_system = False", "customer")):
         path.write_text("[options]\n%s\n" % conf)
-        _path, own, configured = check.read(["-c", str(path)], {"IMDISPATCHER_DB_DBNAME": "customer"})
+        _path, _options, own, configured = check.read(["-c", str(path)], {"IMDISPATCHER_DB_DBNAME": "customer"})
         assert configured.parameters(own)["dbname"] == database
 
 
@@ -51,16 +51,52 @@ def test_a_listener_has_to_hear_by_itself_what_is_sent(monkeypatch, hears, is_ri
     class Way:
         def __init__(self, name):
             self.receive = lambda: [Notify(1, check.CHANNEL, "check")] if name == hears else []
+            self.name, self.examining = name, None
+
+        def listen(self, channels, warn):
+            assert channels == {check.CHANNEL}
 
         def execute(self, statement, values=None):
-            pass
+            executed.append((self.name, statement.split()[0]))
+
+        def explaining(self, examining_sender, sent_at, leaked):
+            yield from ()
+            return None, "leaked" if leaked else "silent"
 
         def close(self):
             pass
 
+    executed = []
     ways = iter(["receiver", "other", "sender"])
-    monkeypatch.setattr(connection, "connect", lambda _parameters: Way(next(ways)))
-    monkeypatch.setattr(check, "time", types.SimpleNamespace(sleep=lambda _seconds: None))
-    facts = connection.Facts("db-01:5432", 1, False, False, "postgres", "15.3", 1000)
-    place = check.Place({}, facts, True, "server")
-    assert (check._why_deaf(place, place) == []) is is_right
+    monkeypatch.setattr(connection, "connect", lambda _parameters, _kind=None: Way(next(ways)))
+    monkeypatch.setattr(check, "TIMEOUT", 0.1)
+    place = check.Place({}, None)
+    expected = None if is_right else "leaked" if hears else "silent"
+    assert check.why_deaf(place, place) == expected
+    # A pooler may leave a server connection with its last client as long as no other client wants it.
+    assert executed[:3] == [("other", "BEGIN;"), ("sender", "SELECT"), ("receiver", "UNLISTEN")]
+
+
+@pytest.mark.parametrize(
+    "options, share, direct, pooled",
+    [
+        ({}, True, "plan for 1 direct connection(s)", "at most 71 connections to the pooler: 64 for"),
+        (
+            {"workers": "4", "db_maxconn": "16"},
+            True,
+            "plan for 1 direct connection(s), 3 for a moment when the process that shares its connection ends",
+            "at most 133 connections to the pooler: 16 for each of 7 process(es) and 21",
+        ),
+        ({"workers": "4", "max_cron_threads": "1"}, False, "plan for 2 direct connection(s)", "at most 398 "),
+        ({"workers": "many"}, False, "plan for 1 direct connection(s)", "at most 71 "),
+    ],
+)
+def test_it_says_how_many_connections_to_plan_for(monkeypatch, capsys, options, share, direct, pooled):
+    opened = types.SimpleNamespace(row=lambda *_query: (100, 3, 96), close=lambda: None)
+    monkeypatch.setattr(connection, "connect", lambda parameters: opened)
+    warnings = check.plan(check.Place({}, None), options, share)
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == direct and pooled in second
+    assert third.endswith("max_connections is 100, 3 of them are for superusers only, 96 are in use")
+    needed = 3 if "max_cron_threads" not in options and options.get("workers") == "4" else 1
+    assert bool(warnings) == (needed > 1 or "max_cron_threads" in options)

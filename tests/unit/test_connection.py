@@ -11,8 +11,9 @@ import pytest
 from psycopg2 import extensions
 
 from bus_alt_connection import connection, log, settings
-from bus_alt_connection.connection import Connection, Facts, attempts, connect, keeps_session
+from bus_alt_connection.connection import Connection, Facts, attempts, connect, keeping_session
 from bus_alt_connection.listener import DirectSession
+from bus_alt_connection.tasks import finish
 from tests.support.secrets import SECRETS
 
 
@@ -314,13 +315,13 @@ def test_a_pooler_is_told_by_giving_our_server_connection_to_others(libpq, is_po
         return FakeLibpq(answer=answer)
 
     made = libpq(connect_client)
-    assert keeps_session({"hostaddr": "192.0.2.1"}) is not is_pooler
+    assert finish(keeping_session({"hostaddr": "192.0.2.1"})) is not is_pooler
 
 
 def test_a_pooler_that_has_no_connection_left_is_not_judged(libpq):
     for error in (psycopg2.OperationalError("too many connections"), OSError(errno.EMFILE, "Too many open files")):
         libpq(lambda _keywords, error=error: error)
-        assert keeps_session({"hostaddr": "192.0.2.1"}) is None
+        assert finish(keeping_session({"hostaddr": "192.0.2.1"})) is None
 
 
 DIRECT = Facts("db-01:5432", 2, False, False, "postgres", "15.18", 1000)

@@ -12,10 +12,12 @@ from bus_alt_connection import catchup, check, connection, listener, lookup, sup
 UNSAFE_PATH = {
     "lookup._FIND": lookup._FIND,
     "connection._FACTS": connection._FACTS,
+    "connection._OLDEST_TRANSACTION": connection._OLDEST_TRANSACTION,
     "supervisor._SNAPSHOT": supervisor._SNAPSHOT,
     "supervisor.NOTIFY": supervisor.NOTIFY,
     "listener._READ_SETTINGS": listener._READ_SETTINGS,
     "check._LISTENS": check._LISTENS,
+    "check._CAPACITY": check._CAPACITY,
 }
 # Parts of the syntax that are followed by a parenthesis; no function has these names.
 SYNTAX = {"select", "extract", "any", "array", "where"}

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bus_alt_connection import catchup, tasks
+from bus_alt_connection import catchup, log, tasks
 from bus_alt_connection import supervisor as supervisor_module
 from bus_alt_connection.cursor import FEED_SIZE, Feed
 from bus_alt_connection.log import CONFIRMED, LOST, UNHEARD
@@ -205,6 +205,20 @@ def test_a_listener_is_left_alone_while_checks_can_not_be_sent_and_health_says_s
     assert watched.status()["problem"] is None
     watched.fake.now += 300
     assert "older than the check interval" in watched.status()["problem"]
+
+
+def test_a_long_notification_queue_and_who_may_be_the_cause_are_logged_once_a_minute(watched, logged):
+    watched.fake.queue_usage = 0.5
+    watched.live(300)
+    assert not logged("notification queue")
+    watched.fake.queue_usage, watched.fake.transactions = 0.63, [(42, "a\nb", 3600.2)]
+    watched.live(50)
+    (line,) = logged("notification queue of PostgreSQL is 63% full")
+    assert line.endswith("The oldest transaction is 3600 s old: backend pid 42, application 'a\\nb'")
+    watched.fake.transactions = []
+    log._last.clear()
+    watched.live(60)
+    assert logged("notification queue")[-1].endswith("every NOTIFY fails")
 
 
 def test_a_bug_in_a_round_is_logged_once_a_minute_and_the_rest_goes_on(watched, logged):
