@@ -38,7 +38,8 @@ class Health(http.Controller):
         worst = min(found, key=_severity)
         status = _status(worst)
         code = 503 if status == "fail" else 200
-        body = json.dumps(dict(worst, status=status))
+        counters = {name: sum(each["counters"][name] for each in found) for name in worst["counters"]}
+        body = json.dumps(dict(worst, status=status, counters=counters))
         return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")
 
 

@@ -30,6 +30,13 @@ NO_LISTENER = {
     "seconds_since_check": None,
     "round_trip_ms": None,
     "reconnects": 0,
+    "counters": {
+        "notifications_received": 0,
+        "notifications_dropped": 0,
+        "notifications_caught_up": 0,
+        "outages": 0,
+        "outage_seconds": 0.0,
+    },
 }
 #: seconds until what is looked for every second is there: generous, for a busy machine
 SOON = 15
@@ -152,7 +159,7 @@ def test_health_degrades_while_polling_fails_without_any_way_and_recovers(stack)
         wait_for_answer(stack, mode="polling")
         stack.proxy.forward()
         says = wait_for_answer(stack, status="pass", mode="listening", confirmed=True)
-        assert says["reconnects"] >= 1
+        assert says["reconnects"] >= 1 and says["counters"]["outages"] >= 1
 
         stack.pooler.stop()
         wait_for_answer(stack, status="degraded", mode="listening", problem=NOT_SENT, confirmed=True)

@@ -372,10 +372,11 @@ def test_health_tells_of_the_worst_listener(installed, monkeypatch):
         monkeypatch.setattr(installed.patch, "supervisors", lambda: supervisors)
         response = Health().health()
         body = json.loads(response.body)
+        assert body["counters"]["outages"] == 2 * len(statuses)
         return response.status, body["status"], body["mode"]
 
     def status(mode, problem=None):
-        return {"mode": mode, "problem": problem}
+        return {"mode": mode, "problem": problem, "counters": {"outages": 2}}
 
     assert ask() == (200, "pass", None)
     assert ask(status("listening")) == ask(status("listening"), status("shared")) == (200, "pass", "listening")
