@@ -261,8 +261,11 @@ def _left_behind(parameters):
             stack.callback(client.execute, "ROLLBACK")
             channels.update(found)
             if usage > QUEUE_USAGE and not warnings:
-                text = tasks.finish(connection.explaining_queue(client, usage))
-                warnings.append("WARNING: " + log.redact(text, parameters))
+                text = "WARNING: the notification queue of PostgreSQL is full to %.0f%%, since a connection that"
+                text += " listens is in a long transaction: end it, or every NOTIFY fails once the queue is full. The"
+                text += " oldest transaction: %s"
+                oldest = tasks.finish(connection.finding_oldest_transaction(client))
+                warnings.append(text % (100 * usage, oldest))
             began = began or now
             if started > began:
                 # The pooler has just opened this server connection, so it had no idle one left.

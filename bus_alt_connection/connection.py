@@ -278,20 +278,14 @@ def keeping_session(parameters):
         return None
 
 
-def explaining_queue(opened, usage):
-    """A task: return in words why the share ``usage`` of PostgreSQL's notification queue is in use, and what to do.
-
-    ``opened``: a connection to that server.
-    """
-    text = "the notification queue of PostgreSQL is %.0f%% full, since a connection that listens is in a long"
-    text += " transaction. End it: once the queue is full, every NOTIFY fails"
+def finding_oldest_transaction(opened):
+    """A task: return in words which client of the server at ``opened`` has the oldest transaction."""
     rows = yield from opened.asking(_OLDEST_TRANSACTION)
     if not rows:
-        return text % (100 * usage)
+        return "not visible to this role"
     pid, application, seconds = rows[0]
-    text += ". The oldest transaction is %.0f s old: backend pid %d, application %s"
     # A client chooses the name of its application, which may contain anything.
-    return redact(text % (100 * usage, seconds, pid, ascii(application)))
+    return redact("backend pid %d, application %s, for %.0f s" % (pid, ascii(application), seconds))
 
 
 # What to do about a listener that is connected to the wrong server.

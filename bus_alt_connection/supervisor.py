@@ -280,14 +280,20 @@ class Supervisor(object):
             began = time.monotonic()
             snapshot, queue_usage = yield from pooled.asking_row(_SNAPSHOT, columns=2)
             if queue_usage > MOST_QUEUE_USAGE and log.rarely("queue"):
-                text = yield from connection.explaining_queue(pooled, queue_usage)
-                _logger.warning("%s", text)
+                yield from self._reporting_queue(pooled, queue_usage)
             moment = lookup.Moment(snapshot, facts.started)
             if proven and not self._needs_token(session, facts, now):
                 return _Attempt(moment, None, False)
             yield from pooled.asking(NOTIFY, (self._token_channel(session, proven), token))
             leaked = any(each.payload == token for each in pooled.receive())
             return _Attempt(moment, began, leaked)
+
+    def _reporting_queue(self, pooled, usage):
+        """A task: warn that the share ``usage`` of PostgreSQL's notification queue is in use."""
+        oldest = yield from connection.finding_oldest_transaction(pooled)
+        text = "the notification queue of PostgreSQL is full to %.0f%%, since a connection that listens is in a long"
+        text += " transaction: end it, or every NOTIFY fails once the queue is full. The oldest transaction: %s"
+        _logger.warning(text, 100 * usage, oldest)
 
     def _needs_token(self, session, sender, now):
         """Return whether only a token of this process can show that the proven ``session`` still receives."""

@@ -255,7 +255,7 @@ def test_a_notification_queue_that_fills_is_told(run, server, pooler):
         # 8 GB at most, up to PostgreSQL 16 and by default.
         server.execute("SELECT pg_notify('other', i || repeat('x', 7900)) FROM generate_series(1, 14000) i")
         output = run(odoo_conf(pooler), directly_to(server))
-        assert "the notification queue of PostgreSQL is 1% full" in " ".join(lines(output, "WARNING"))
+        assert "the notification queue of PostgreSQL is full to 1%" in " ".join(lines(output, "WARNING"))
         assert verdict(output) == HEARD
 
 

@@ -141,7 +141,7 @@ def scenario(server, pooler, folder):
     for way in (server, pooler):
         assert tasks.finish(connection.keeping_session(libpq_parameters(way))) is (way is server)
         with contextlib.closing(connection.connect(libpq_parameters(way))) as opened:
-            tasks.finish(connection.explaining_queue(opened, 0.6))
+            tasks.finish(connection.finding_oldest_transaction(opened))
     listen_in_spite_of_a_bug(server)
     assert HEARD in run_check(folder, odoo_conf(pooler), directly_to(server))[1]
 

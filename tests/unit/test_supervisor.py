@@ -213,12 +213,12 @@ def test_a_long_notification_queue_and_who_may_be_the_cause_are_logged_once_a_mi
     assert not logged("notification queue")
     watched.fake.queue_usage, watched.fake.transactions = 0.63, [(42, "a\nb", 3600.2)]
     watched.live(50)
-    (line,) = logged("notification queue of PostgreSQL is 63% full")
-    assert line.endswith("The oldest transaction is 3600 s old: backend pid 42, application 'a\\nb'")
+    (line,) = logged("notification queue of PostgreSQL is full to 63%")
+    assert line.endswith("The oldest transaction: backend pid 42, application 'a\\nb', for 3600 s")
     watched.fake.transactions = []
     log._last.clear()
     watched.live(60)
-    assert logged("notification queue")[-1].endswith("every NOTIFY fails")
+    assert logged("notification queue")[-1].endswith("not visible to this role")
 
 
 def test_a_bug_in_a_round_is_logged_once_a_minute_and_the_rest_goes_on(watched, logged):
