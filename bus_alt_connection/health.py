@@ -23,7 +23,7 @@ _NO_LISTENER = {
     "seconds_since_check": None,
     "round_trip_ms": None,
     "reconnects": 0,
-    "counters": log.Counters().report(),
+    "counters": dict.fromkeys(log.COUNTERS, 0),
 }
 
 
@@ -38,7 +38,7 @@ class Health(http.Controller):
         worst = min(found, key=_severity)
         status = _status(worst)
         code = 503 if status == "fail" else 200
-        counters = {name: sum(each["counters"][name] for each in found) for name in worst["counters"]}
+        counters = {name: sum(each["counters"][name] for each in found) for name in log.COUNTERS}
         body = json.dumps(dict(worst, status=status, counters=counters))
         return http.Response(body, code, [("Cache-Control", "no-store")], content_type="application/json")
 

@@ -84,7 +84,7 @@ class Listener(object):
     ``connect(listener)`` returns a `Session`, or raises ``psycopg2.Error`` or ``OSError``.
     ``stopping()`` returns whether Odoo is stopping. ``journal`` is a `log.Journal`, which is called with
     each `log.Event`. ``series`` is Odoo's series, as a number. ``at_end()`` is called when `run` ends.
-    ``counters`` are the `log.Counters` to use.
+    ``counters``: a dictionary, see `log.COUNTERS`.
 
     Feeds are held weakly. A feed has these attributes:
 
@@ -110,7 +110,7 @@ class Listener(object):
         self.database = database
         self.series = series
         self.journal = journal
-        self.counters = counters or log.Counters()
+        self.counters = dict.fromkeys(log.COUNTERS, 0) if counters is None else counters
         self.session = None
         self.in_force = (None, {})
         self.deaf_since = time.monotonic()
@@ -243,7 +243,8 @@ class Listener(object):
         notifications = session.receive()
         if notifications:
             session.heard_at = time.monotonic()
-            self.counters.received += sum(each.channel in self.in_force[1] for each in notifications)
+            wanted = self.in_force[1]
+            self.counters["notifications_received"] += sum(each.channel in wanted for each in notifications)
             self.deliver(notifications)
             for feed in self._all_feeds():
                 if not feed.local:
@@ -290,7 +291,7 @@ class Listener(object):
 
     def _note_dropped(self, channels, number):
         with self.changed:
-            self.counters.dropped += number
+            self.counters["notifications_dropped"] += number
         names = ", ".join(sorted(channels))
         if BUS_CHANNEL not in channels:
             # The notifications that wait are enough to start cron. Other listeners get an error, see `cursor.Feed.put`.

@@ -39,36 +39,23 @@ UNHEARD = "unheard"
 #: ``session`` is given up for another one, without an outage
 MOVED = "moved"
 
+#: what a listener counts from its start on: notifications on the channels that this process listens on; those that did
+#: not fit into a feed; channels that were looked up in bus_bus and delivered; outages that are over; their seconds
+COUNTERS = (
+    "notifications_received",
+    "notifications_dropped",
+    "notifications_caught_up",
+    "outages",
+    "outage_seconds",
+)
+_TOTALS = (
+    "Since its start: %(outages)d outage(s), %(outage_seconds).2f s; %(notifications_received)d notification(s)"
+    " received, %(notifications_dropped)d dropped, %(notifications_caught_up)d caught up"
+)
+
 #: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a string; for CONFIRMED,
 #: the channels; ``at``: monotonic seconds
 Event = collections.namedtuple("Event", "kind session reason at")
-
-
-class Counters(object):
-    """Totals of one listener since its start. Any thread may read them.
-
-    - ``received``: notifications on the channels that this process listens on
-    - ``dropped``: notifications that did not fit into a feed
-    - ``caught_up``: channels whose notifications were looked up in bus_bus and delivered
-    - ``outages``: outages that are over, and ``outage_seconds``: how long they took together
-    """
-
-    def __init__(self):
-        self.received = 0
-        self.dropped = 0
-        self.caught_up = 0
-        self.outages = 0
-        self.outage_seconds = 0.0
-
-    def report(self):
-        """Return the totals as a dictionary for `health`."""
-        return {
-            "notifications_received": self.received,
-            "notifications_dropped": self.dropped,
-            "notifications_caught_up": self.caught_up,
-            "outages": self.outages,
-            "outage_seconds": round(self.outage_seconds, 3),
-        }
 
 
 class Journal(object):
@@ -106,8 +93,8 @@ class Journal(object):
 class OutageLog(object):
     """Write the log lines about the listener of ``database``. To be called with each `Event`, in order.
 
-    An outage lasts from the first FAILED, LOST or UNHEARD to the next CONFIRMED. ``counters`` are the `Counters` of
-    the listener.
+    An outage lasts from the first FAILED, LOST or UNHEARD to the next CONFIRMED. ``counters`` are those of the
+    listener, see `COUNTERS`.
     """
 
     def __init__(self, database, counters):
@@ -156,7 +143,9 @@ class OutageLog(object):
         again, outage = "", ""
         if self._began is not None:
             seconds = event.at - self._began
-            outage = "; it took %.2f s and %d attempt(s). %s" % (seconds, self._attempts, self._count(seconds))
+            self._counters["outages"] += 1
+            self._counters["outage_seconds"] = round(self._counters["outage_seconds"] + seconds, 3)
+            outage = "; it took %.2f s and %d attempt(s). %s" % (seconds, self._attempts, _TOTALS % self._counters)
             again = " again" if self._listened_before else ""
         through = "at" if session.leader_pid is None else "through"
         text = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s"
@@ -167,15 +156,6 @@ class OutageLog(object):
         self._began = None
         self._reasons_logged = set()
         self._listened_before = True
-
-    def _count(self, seconds):
-        """Count an outage that took ``seconds``; return the totals in words."""
-        counters = self._counters
-        counters.outages += 1
-        counters.outage_seconds += seconds
-        text = "Since its start: %d outage(s), %.2f s; %d notification(s) received, %d dropped, %d caught up"
-        numbers = counters.received, counters.dropped, counters.caught_up
-        return text % ((counters.outages, counters.outage_seconds) + numbers)
 
 
 _last = {}

@@ -208,7 +208,7 @@ def _start_listening(database, feed):
             return supervisor.listener
         direct, parameters = functools.partial(_direct_session, database), functools.partial(_direct, database)
         shared = sharing.Sharing(direct, parameters, _options.share, getattr(odoo, "evented", False))
-        counters = log.Counters()
+        counters = dict.fromkeys(log.COUNTERS, 0)
         journal = log.Journal(log.OutageLog(database, counters))
         listener = Listener(database, shared.connect, _stopping, journal, _series(), shared.close, counters)
         listener.add(feed)

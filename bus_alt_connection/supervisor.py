@@ -160,7 +160,7 @@ class Supervisor(object):
             "confirmed": session is not None and session.confirmed is not None,
             "seconds_since_check": self._last_check and round(time.monotonic() - self._last_check, 3),
             "round_trip_ms": round_trip and round(round_trip * 1000, 3),
-            "counters": self.listener.counters.report(),
+            "counters": dict(self.listener.counters),
         }
 
     def _problem(self):
@@ -446,7 +446,7 @@ class Supervisor(object):
         texts = [each for each in channels if readable("[%s]" % each, self.listener.series)]
         is_delivered = not texts or self.listener.deliver([Notify(0, BUS_CHANNEL, "[%s]" % ",".join(texts))])
         if is_delivered:
-            self.listener.counters.caught_up += len(texts)
+            self.listener.counters["notifications_caught_up"] += len(texts)
         return is_delivered
 
     def _last_used(self, now):

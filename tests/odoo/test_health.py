@@ -35,7 +35,7 @@ NO_LISTENER = {
         "notifications_dropped": 0,
         "notifications_caught_up": 0,
         "outages": 0,
-        "outage_seconds": 0.0,
+        "outage_seconds": 0,
     },
 }
 #: seconds until what is looked for every second is there: generous, for a busy machine

@@ -12,7 +12,6 @@ from bus_alt_connection.log import (
     LOST,
     MOVED,
     UNHEARD,
-    Counters,
     Event,
     Journal,
     OutageLog,
@@ -39,7 +38,7 @@ def tell(clock, caplog, monkeypatch):
     """Return a function that tells of an event; it returns level and text of the line, None if there is none."""
     caplog.set_level(logging.INFO, "bus_alt_connection")
     monkeypatch.setattr(log, "_last", {})
-    counters = Counters()
+    counters = dict.fromkeys(log.COUNTERS, 0)
     outage_log = OutageLog("postgres", counters)
 
     def tell(kind, session=None, reason="cron_trigger, imbus"):
@@ -65,7 +64,7 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
     )
     assert tell(FAILED, None, "refused") is None
     clock.now += 2.5
-    tell.counters.received, tell.counters.caught_up = 5, 1
+    tell.counters.update(notifications_received=5, notifications_caught_up=1)
     totals = ". Since its start: 1 outage(s), 2.50 s; 5 notification(s) received, 0 dropped, 1 caught up"
     took = "; it took 2.50 s and 2 attempt(s)"
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + took + totals)

@@ -7,7 +7,7 @@ import time
 import psycopg2
 import pytest
 
-from bus_alt_connection import connection, supervisor
+from bus_alt_connection import connection, log, supervisor
 from stack.waiting import wait_until
 from tests.unit.fakes import FakePsycopg
 
@@ -376,7 +376,7 @@ def test_health_tells_of_the_worst_listener(installed, monkeypatch):
         return response.status, body["status"], body["mode"]
 
     def status(mode, problem=None):
-        return {"mode": mode, "problem": problem, "counters": {"outages": 2}}
+        return {"mode": mode, "problem": problem, "counters": dict.fromkeys(log.COUNTERS, 2)}
 
     assert ask() == (200, "pass", None)
     assert ask(status("listening")) == ask(status("listening"), status("shared")) == (200, "pass", "listening")

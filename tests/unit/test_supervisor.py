@@ -78,8 +78,8 @@ def test_what_a_full_feed_had_no_room_for_is_looked_up_at_most_every_few_seconds
     listener.add(full)
     for number in range(FEED_SIZE + 5):
         watched.fake.write("x1", '"%d"' % number)
-    assert listener.wait(lambda: listener.counters.dropped == 5, 5)
-    assert listener.counters.received == FEED_SIZE + 5
+    assert listener.wait(lambda: listener.counters["notifications_dropped"] == 5, 5)
+    assert listener.counters["notifications_received"] == FEED_SIZE + 5
     watched.fake.logins.clear()
     watched.live(60)
     assert 2 <= watched.fake.logins.count("x1") <= 60 / supervisor_module.DROPPED_INTERVAL + 1
