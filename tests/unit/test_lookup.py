@@ -79,6 +79,10 @@ def test_everything_else_is_executed_with_pg_catalog_as_its_path_and_with_limits
     assert check_table.startswith('SET LOCAL search_path = pg_catalog, pg_temp; LOCK TABLE "it\'s".bus_bus')
 
 
+def test_without_a_table_there_is_nothing_to_look_up():
+    assert look_up(Answers((None,))) == lookup.Found([], None, None)
+
+
 def test_a_look_up_goes_further_back_until_it_has_read_enough():
     part, whole = ("110:110:", 1, False, ["a"], []), ("110:110:", 1, True, ["a", "b"], [])
     found = look_up(Answers(("public",), (True, True, False, "d1"), part, whole))
@@ -105,11 +109,14 @@ def test_what_a_full_feed_drops_again_is_looked_up_again(fake, options):
     listener = types.SimpleNamespace(in_force=(None, {}), wanted={"imbus"}, dropped=0, lives=1)
     backlog = catchup.Backlog(fake.opening)
     watching = supervisor.Supervisor(listener, fake.opening, catchup.Databases(["d1"]), backlog, options)
-    for dropped, now in ((1, 100.0), (2, 200.0)):
-        listener.dropped = dropped
+    for now in (100.0, 200.0):
+        listener.dropped += 1
         watching._note_changes(now)
         assert list(backlog._pending) == ["d1"]
         backlog._pending.clear()
+        listener.dropped += 1
+        # Not at once, while the feed is still full.
+        assert watching._note_changes(now + 1) == now + supervisor.DROPPED_INTERVAL and not backlog._pending
 
 
 def test_databases_that_do_not_answer_leave_attempts_for_those_that_do():
