@@ -1,14 +1,22 @@
-"""A forked child keeps nothing open that only its parent may use."""
+"""A forked child keeps nothing open that only its parent may use, and says nothing for it."""
 
 import os
 import socket
+import types
 import uuid
 
 import pytest
 
-from bus_alt_connection.forks import close_in_children
+from bus_alt_connection import forks, sharing
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="Python 3.7 or newer is needed")
+
+
+class Resource:
+    """What can be given to `forks.close_in_children`."""
+
+    def __init__(self, fileno, close):
+        self.fileno, self.close = fileno, close
 
 
 @pytest.fixture
@@ -38,24 +46,21 @@ def fork():
         os.waitpid(pid, 0)
 
 
-def test_the_name_of_a_socket_is_free_once_the_parent_has_closed_it(fork):
-    name = "\0" + uuid.uuid4().hex
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        close_in_children(server)
-        server.bind(name)
-        server.listen(1)
-        fork()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as another:
-        another.bind(name)
-
-
 def test_the_other_end_hears_from_the_parent_only_and_notices_that_it_has_closed(fork):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        close_in_children(ours)
+        resource = Resource(ours.fileno, lambda: ours.send(b"good-bye"))
+        forks.close_in_children(resource)
         fork()
         theirs.settimeout(5)
         ours.send(b"x")
-        assert theirs.recv(1) == b"x"
+        assert theirs.recv(100) == b"x"
         ours.close()
-        assert theirs.recv(1) == b""
+        assert theirs.recv(100) == b""
+
+
+def test_a_child_does_not_keep_the_name_of_a_leader():
+    listener = types.SimpleNamespace(database="postgres")
+    leader = sharing.Leader(listener, "\0" + uuid.uuid4().hex, 0)
+    assert leader._server in forks._of_parent
+    leader.close()

@@ -3,12 +3,11 @@
 import gc
 import os
 import types
-import uuid
 import weakref
 
 import pytest
 
-from bus_alt_connection import cursor, forks, sharing
+from bus_alt_connection import cursor
 from bus_alt_connection.cursor import ListeningConnection
 
 
@@ -29,36 +28,6 @@ def test_to_close_a_copy_in_a_fork_does_not_touch_the_listener(monkeypatch):
     monkeypatch.setattr(cursor, "os", types.SimpleNamespace(getpid=lambda: os.getpid() + 1))
     copy.close()
     assert removed == [original]
-
-
-@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="Python 3.7 or newer is needed")
-def test_a_child_does_not_say_good_bye_for_its_parent():
-    said, say = os.pipe()
-    descriptor = os.open(os.devnull, os.O_RDONLY)
-    resource = Resource(lambda: descriptor, lambda: os.write(say, b"x"))
-    forks.close_in_children(resource)
-    child = os.fork()
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(say)
-    assert os.read(said, 1) == b""
-    for one in (said, descriptor):
-        os.close(one)
-
-
-def test_a_child_does_not_keep_the_name_of_a_leader():
-    listener = types.SimpleNamespace(database="postgres")
-    leader = sharing.Leader(listener, "\0" + uuid.uuid4().hex, 0)
-    assert leader._server in forks._of_parent
-    leader.close()
-
-
-class Resource:
-    """What can be given to `forks.close_in_children`."""
-
-    def __init__(self, fileno, close):
-        self.fileno, self.close = fileno, close
 
 
 def test_a_code_that_was_looked_at_is_kept_so_that_no_other_gets_its_place(odoo):
