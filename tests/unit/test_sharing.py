@@ -293,8 +293,8 @@ def test_a_follower_changes_its_channels_and_the_leader_listens_on_no_others(fak
     hear(fake, leader)
 
 
-def test_when_the_leader_ends_its_followers_gather_behind_another_and_that_is_no_outage(fake, process, leader):
-    followers = [process() for _ in range(3)]
+def test_when_the_leader_ends_its_followers_gather_behind_another_and_that_is_no_outage(fake, process):
+    leader, *followers = [process(evented=True) for _ in range(4)]
     # A forked child has copies of the sockets.
     copies = [each.socket.dup() for each in leader.listener._all_feeds() if not each.local]
     leader.end()
