@@ -191,17 +191,21 @@ def test_it_ends_with_its_session_once_odoo_stops(fake, listen, feed):
     assert listener.wait(lambda: listener.closed, 5) and fake.connects == 1
 
 
-def test_a_bug_does_not_end_it(fake, listen, feed, logged, monkeypatch):
+def test_a_bug_does_not_end_it(fake, events, listen, feed, logged, monkeypatch):
     monkeypatch.setattr(listener_module, "LONGEST_DELAY", 0.05)
-    bugs = [KeyError("a bug")] * 3
+    errors = [KeyError("a bug"), psycopg2.OperationalError("refused")]
 
     def connect(_listener):
-        if bugs:
-            raise bugs.pop()
+        if errors:
+            raise errors.pop()
         return fake.connect()
 
+    def report(_events, _event):
+        raise KeyError("a bug in the journal")
+
+    monkeypatch.setattr(type(events), "__call__", report)
     connected(listen(feed, connect=connect))
-    assert logged("internal error", "a bug")
+    assert logged("internal error", "'a bug'") and logged("internal error", "'a bug in the journal'")
 
 
 # The back-off ---------------------------------------------------------------------------------------------------------
