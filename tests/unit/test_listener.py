@@ -23,7 +23,7 @@ from bus_alt_connection.listener import (
 from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from stack.waiting import wait_until
-from tests.unit.fakes import FakeFeed, connected
+from tests.unit.fakes import FakeFeed, FakeSession, connected
 
 
 @pytest.fixture
@@ -140,6 +140,23 @@ def test_a_token_counts_for_the_session_that_received_it(fake, events, listen, f
     second = connected(listener)
     fake.notify(second.check_channel, "another")
     assert listener.wait_for_token(second, 5) and not listener.wait_for_token(first, 5)
+
+
+def test_a_token_counts_that_is_read_late_and_behind_other_notifications(fake, listen, feed):
+    """As after this process was stopped: all of it is there already when the time is over."""
+    listener = listen(feed)
+    session = connected(listener)
+    parts = [[Notify(7, "imbus", '["a"]')], [Notify(7, session.check_channel, "token")]]
+
+    def receive():
+        # There is more to read.
+        session._waker.wake()
+        return parts.pop(0) if parts else FakeSession.receive(session)
+
+    fake.settle()
+    session.receive = receive
+    listener.expect("token")
+    assert listener.wait_for_token(session, 0.0, lambda condition, seconds: listener.wait(condition, 5 * seconds))
 
 
 def test_it_ends_with_its_last_feed(fake, listen):
