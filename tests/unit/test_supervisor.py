@@ -5,7 +5,7 @@ import pytest
 from bus_alt_connection import log
 from bus_alt_connection.log import CONFIRMED, UNHEARD
 from bus_alt_connection.supervisor import DEAF as DEAF_MODE
-from bus_alt_connection.supervisor import LISTENING, POLLING
+from bus_alt_connection.supervisor import LISTENING, POLLING, _Attempt
 from tests.unit.fakes import FakeFeed, connected
 
 # What was missed ------------------------------------------------------------------------------------------------------
@@ -98,6 +98,24 @@ def test_only_sometimes_a_token_of_this_process_is_needed_as_proof(watched, pool
     session.leader_pid = leader_pid
     session.heard_at, watched._span = 1000.0, 50.0
     assert watched._needs_token(session, session.facts._replace(**elsewhere), now) is needed
+
+
+def test_a_check_shows_what_was_heard_if_no_feed_dropped_any_of_it(watched):
+    """A notification of another process shows it only for what was sent before the previous check."""
+    heard = []
+    watched.backlog.heard_up_to = lambda moment, _now: heard.append(moment)
+
+    def succeed(moment, sent_at):
+        attempt = _Attempt(moment, sent_at, False)
+        watched._note_success(watched.listener.session, frozenset(["imbus"]), attempt, watched.fake.now)
+
+    succeed("first", sent_at=1.0)
+    succeed("second", sent_at=None)
+    succeed("third", sent_at=None)
+    assert heard == ["first", "first", "second"]
+    watched.listener.dropped += 1
+    succeed("fourth", sent_at=2.0)
+    assert len(heard) == 3
 
 
 def test_a_listener_is_left_alone_while_checks_can_not_be_sent_and_health_says_so(watched, logged):
