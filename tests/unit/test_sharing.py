@@ -381,6 +381,24 @@ def test_a_leader_that_stands_still_is_not_blamed_for_its_connection(serve, name
         assert (session.unheard, session.silent) == (unheard, not unheard)
 
 
+@pytest.mark.parametrize("overslept, more", [(0.0, sharing.LAST_MOMENT), (1.0, sharing.LONGEST_BEAT)])
+def test_a_follower_gives_a_silent_leader_a_last_moment_and_more_if_it_overslept_itself(monkeypatch, overslept, more):
+    def nothing_to_read(_size):
+        raise BlockingIOError
+
+    now = [1000.0]
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    session = FollowerSession.__new__(FollowerSession)
+    session._socket, session._arrived, session._leader = SimpleNamespace(recv=nothing_to_read), [], "process 7"
+    session._waits_longer, session._silent_at = False, now[0]
+    now[0] += overslept
+    assert session.receive() == [] and session.seconds_until_silent() == pytest.approx(more)
+    now[0] += more
+    with pytest.raises(psycopg2.OperationalError, match="process 7, .* has been silent"):
+        session.receive()
+    assert session.silent
+
+
 def test_what_a_follower_listens_on_is_in_force_when_the_leader_says_so_again(serve, name, monkeypatch):
     monkeypatch.setattr(sharing, "SILENCE", 0.3)
     answers = iter([json.dumps([[FACTS, ["a", "b"]], []]).encode(), HEARTBEAT, HEARTBEAT])
