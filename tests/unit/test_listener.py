@@ -147,16 +147,28 @@ def test_a_token_counts_that_is_read_late_and_behind_other_notifications(fake, l
     listener = listen(feed)
     session = connected(listener)
     parts = [[Notify(7, "imbus", '["a"]')], [Notify(7, session.check_channel, "token")]]
+    first_is_read, go_on, over_by_then = threading.Event(), threading.Event(), []
 
     def receive():
+        if len(parts) == 1:
+            first_is_read.set()
+            go_on.wait(5)
         # There is more to read.
         session._waker.wake()
         return parts.pop(0) if parts else FakeSession.receive(session)
 
+    def wait(condition, seconds):
+        if seconds:
+            first_is_read.wait(5)
+            over_by_then.append(condition())
+            go_on.set()
+            listener.wait(condition, 5)
+        return condition()
+
     fake.settle()
     session.receive = receive
     listener.expect("token")
-    assert listener.wait_for_token(session, 0.0, lambda condition, seconds: listener.wait(condition, 5 * seconds))
+    assert listener.wait_for_token(session, 0.0, wait) and over_by_then == [False]
 
 
 def test_it_ends_with_its_last_feed(fake, listen):
