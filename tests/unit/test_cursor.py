@@ -48,7 +48,7 @@ def test_what_nobody_fetches_is_bounded_and_looked_up_later(feed, listen, logged
     listener.add(feed)
     for number in range(3):
         listener.deliver([Notify(1, "imbus", '["%d"]' % number)] * FEED_SIZE)
-    assert listener.dropped
+    assert listener.dropped and listener.counters["notifications_dropped"] == 2 * FEED_SIZE
     assert len(logged("does not fetch its notifications")) == 1
     # Odoo's cron polls and takes nothing out.
     for _ in range(2):

@@ -54,6 +54,7 @@ def test_each_feed_gets_what_is_sent_on_its_channels_and_odoo_can_read(fake, lis
     assert listener.wait_for_listen(bus, 5)
     fake.notify("more", "a")
     assert bus.get() == ("more", "a")
+    assert listener.counters["notifications_received"] == 4
     listener.remove(cron)
     assert listener.wait(lambda: "cron_trigger" not in listener.session.channels, 5)
 

@@ -19,6 +19,7 @@ def test_what_was_sent_in_an_outage_is_delivered_once_it_is_over_and_once_only(w
     watched.fake.away = set()
     watched.live(300)
     assert watched.feed.bus() == [] and watched.mode == LISTENING
+    assert watched.status()["counters"]["notifications_caught_up"] == 1
 
 
 def test_cron_is_woken_for_all_databases_after_an_outage_but_not_at_the_start(watch):
