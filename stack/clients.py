@@ -7,7 +7,6 @@ import random
 import socket
 import threading
 import time
-import uuid
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -49,13 +48,8 @@ class Client:
         #: (since, until) in monotonic seconds, of each time until it was back
         self.away = []
         self._returns = returns
-        self._subscription = [], 0
         self._news = threading.Condition()
-        self._closing = threading.Event()
-        self._is_over = False
-        self._transport = self._connect()
-        self._reader = threading.Thread(target=self._read, daemon=True, name="bus client")
-        self._reader.start()
+        self._closing = self._transport = self._reader = None
 
     @property
     def messages(self):
@@ -63,18 +57,20 @@ class Client:
         return [received.message for received in list(self.received)]
 
     def subscribe(self, channels, last=0):
-        """Ask for the messages of these channels, from now on in place of earlier ones; returns when that is in force.
+        """Ask for the messages of these channels, in place of earlier ones; returns when that is in force.
 
-        What it does not wait for is Odoo's LISTEN, which the first subscriber of a process sets off:
-        see ``Stack.wait_for_listen``.
+        Each call opens a new connection, as a page does that is loaded. What it does not wait for is Odoo's LISTEN,
+        which the first subscriber of a process sets off: see ``Stack.wait_for_listen``.
 
         :param channels: names
         :param last: id of the last row of bus_bus already known; 0: send also what is not older than 50 s
         """
-        self._subscription = list(channels), last
-        in_force = self._transport.subscribe(*self._subscription)
-        self._wait(lambda: in_force.is_set() or self._is_over, _DEADLINE, "the subscription")
-        if not in_force.is_set():
+        self.close()
+        self._closing = threading.Event()
+        self._transport = self._connect(channels, last)
+        self._reader = threading.Thread(target=self._read, args=(channels, last), daemon=True, name="bus client")
+        self._reader.start()
+        if not self._transport.wait_until_in_force():
             raise ConnectionError("not subscribed: %s" % self.failures)
 
     def wait_for(self, message, deadline=5.0):
@@ -96,9 +92,10 @@ class Client:
         return self._wait(lambda: len(self.received) >= count and list(self.received), deadline, "%d messages" % count)
 
     def close(self):
-        self._closing.set()
-        self._transport.close()
-        self._reader.join(5)
+        if self._reader:
+            self._closing.set()
+            self._transport.close()
+            self._reader.join(5)
 
     def __enter__(self):
         return self
@@ -106,9 +103,10 @@ class Client:
     def __exit__(self, *exception):
         self.close()
 
-    def _connect(self):
-        transport = _Websocket if series_number(self.odoo.build.series) >= 16 else _LongPolls
-        return transport(self.odoo, self.session_id)
+    def _connect(self, channels, last, repeat=None):
+        if series_number(self.odoo.build.series) >= 16:
+            return _Websocket(self.odoo, self.session_id, channels, last, repeat)
+        return _LongPolls(self.odoo, self.session_id, channels, last)
 
     def _wait(self, condition, deadline, what):
         with self._news:
@@ -118,18 +116,15 @@ class Client:
                 raise TimeoutError("\n".join([text, *self.failures]))
             return found
 
-    def _read(self):
+    def _read(self, channels, last):
         while not self._closing.is_set():
             try:
                 notifications = self._transport.receive()
             except _ERRORS as error:
-                if self._closing.is_set() or not self._goes_on_after(error):
+                if self._closing.is_set() or not self._goes_on_after(error, channels, last):
                     break
-                continue
-            self._record(notifications)
-        # Whoever waits for a subscription learns that there will be none.
-        self._is_over = True
-        self._record([])
+            else:
+                self._record(notifications)
 
     def _record(self, notifications):
         at = time.monotonic()
@@ -141,24 +136,22 @@ class Client:
                 self.received.append(Received(at, notification["id"], kind, message))
             self._news.notify_all()
 
-    def _goes_on_after(self, error):
+    def _goes_on_after(self, error, channels, last):
         """Return whether there is something to be read after a failure; if it has to come back first, once it is."""
         self.failures.append("%s: %s" % (type(error).__name__, error))
         if isinstance(self._transport, _LongPolls):
             # The server may be down; do not drum on its door.
             return not self._closing.wait(0.2)
-        return self._returns and self._comes_back()
+        return self._returns and self._comes_back(channels, last)
 
-    def _comes_back(self):
+    def _comes_back(self, channels, last):
         lost = time.monotonic()
         # Odoo's web client has some pity with the server as well.
         while not self._closing.wait(random.uniform(0.5, 1.5)):
-            channels, last = self._subscription
-            last = max([last, *(received.id for received in self.received)])
             with contextlib.suppress(*_ERRORS):
                 self._transport.close()
-                self._transport = self._connect()
-                self._transport.subscribe(channels, last, _REPEAT)
+                known = max([last, *(received.id for received in self.received)])
+                self._transport = self._connect(channels, known, _REPEAT)
                 self.away.append((lost, time.monotonic()))
                 return True
         return False
@@ -168,46 +161,38 @@ class _Websocket:
     """Odoo counts frames: more than 10 at once, one each 0.2 s later, and it closes the websocket.
 
     Each subscription takes two of them.
+
+    :param repeat: seconds without a message after which to ask again
     """
 
-    def __init__(self, odoo, session_id):
+    def __init__(self, odoo, session_id, channels, last, repeat=None):
         version = odoo.build.websocket_version
+        self._subscription = json.dumps({"event_name": "subscribe", "data": {"channels": channels, "last": last}})
+        self._in_force = threading.Event()
         self._socket = websocket.create_connection(
             "ws%s/websocket%s" % (odoo.event_url[4:], "?version=" + version if version else ""),
             cookie="session_id=" + session_id,
             origin=odoo.event_url,
             timeout=_DEADLINE,
         )
-        self._socket.settimeout(None)
-        self._subscription = None
-        self._in_force = {}  # what is sent with a ping -> the event of its subscription
-
-    def subscribe(self, channels, last, repeat=None):
-        """Ask for messages; return an event that is set when that is in force, if all that comes is read.
-
-        :param repeat: seconds without a message after which to ask again
-        """
-        self._subscription = channels, last, repeat
         self._socket.settimeout(repeat)
-        subscription = {"channels": channels, "last": last}
-        self._socket.send(json.dumps({"event_name": "subscribe", "data": subscription}))
-        # Odoo takes up the next frame only when it has done what the last one asked for.
-        token = uuid.uuid4().hex
-        in_force = self._in_force[token] = threading.Event()
-        self._socket.ping(token)
-        return in_force
+        self._subscribe()
+
+    def wait_until_in_force(self):
+        """Return whether the subscription is in force within the deadline, if all that comes is read."""
+        return self._in_force.wait(_DEADLINE)
 
     def receive(self):
         """Return the notifications that come next, which may be none."""
         try:
             opcode, data = self._socket.recv_data(control_frame=True)
         except websocket.WebSocketTimeoutException:
-            self.subscribe(*self._subscription)
+            self._subscribe()
             return []
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             raise ConnectionError("closed by the server: %s %s" % (int.from_bytes(data[:2], "big"), data[2:].decode()))
         if opcode == websocket.ABNF.OPCODE_PONG:
-            self._in_force[data.decode()].set()
+            self._in_force.set()
         if opcode != websocket.ABNF.OPCODE_TEXT:
             return []
         self._socket.settimeout(None)
@@ -219,6 +204,11 @@ class _Websocket:
         # Which does nothing once the server has closed: the socket would be left open.
         self._socket.shutdown()
 
+    def _subscribe(self):
+        self._socket.send(self._subscription)
+        # Odoo takes up the next frame only when it has done what the last one asked for.
+        self._socket.ping()
+
 
 class _LongPolls:
     """Polls again as soon as an answer is here, as Odoo's web client does.
@@ -227,57 +217,37 @@ class _LongPolls:
     next one only.
     """
 
-    def __init__(self, odoo, session_id):
+    def __init__(self, odoo, session_id, channels, last):
         self._address = urlsplit(odoo.event_url).netloc
         self._headers = {"Content-Type": "application/json", "Cookie": "session_id=" + session_id}
-        self._last = 0
-        self._channels = None
-        #: of the newest subscription: set when a poll for it is on its way
+        self._channels = channels
+        self._last = last
         self._sent = threading.Event()
-        self._begun = threading.Event()
         self._connection = None
 
-    def subscribe(self, channels, last):
-        """Ask for messages; return an event that is set, since that is in force."""
-        self._last = max(last, self._last)
-        self._channels = channels
-        sent = self._sent = threading.Event()
-        self._interrupt()
+    def wait_until_in_force(self):
+        """Return whether the first poll waits for messages within the deadline."""
+        if not self._sent.wait(_DEADLINE):
+            return False
         # No fact tells from outside that the poll is waiting. But it was sent first, so it is when other polls for the
         # same, which take the same way but do not wait, were answered.
-        sent.wait(_DEADLINE)
         for _ in range(2):
             with contextlib.closing(self._request({"peek": True})) as connection:
                 _answer(connection)
-        return sent
+        return True
 
     def receive(self):
-        """Return the notifications that one poll brings; none if there is a new subscription meanwhile.
+        """Return the notifications that one poll brings.
 
         :raise ValueError: the answer is an error of Odoo's
         """
-        self._begun.wait()
-        sent = self._sent
-        if self._channels is None:
-            return []
-        try:
-            with contextlib.closing(self._request({})) as self._connection:
-                sent.set()
-                notifications = _answer(self._connection) if sent is self._sent else []
-        except _ERRORS:
-            if sent is self._sent:
-                raise
-        if sent is not self._sent:
-            return []
+        with contextlib.closing(self._request({})) as self._connection:
+            self._sent.set()
+            notifications = _answer(self._connection)
         self._last = max([self._last, *(notification["id"] for notification in notifications)])
         return notifications
 
     def close(self):
-        self._sent = threading.Event()
-        self._interrupt()
-
-    def _interrupt(self):
-        self._begun.set()
         sock = self._connection and self._connection.sock
         if sock:
             # Wakes the thread that reads, as close() would not.
