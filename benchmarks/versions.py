@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from stack.builds import find_build
+from stack.builds import find_build, python_versions
 from stack.commands import CommandError, run
 from stack.postgres import full_version
 from stack.servers import pgbouncer_program
@@ -21,13 +21,14 @@ def collect():
     """Return the versions of all that takes part, and what machine it is."""
     manifest = ast.literal_eval((ADDON / "bus_alt_connection" / "__manifest__.py").read_text())
     build = find_build(SERIES)
+    python, psycopg2, _libpq = python_versions(build)
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     gibibytes = psutil.virtual_memory().total / 2**30
     return {
         "bus_alt_connection": manifest["version"] + _commit(),
         "PostgreSQL": full_version(),
         "PgBouncer": run([pgbouncer_program(), "-V"]).split()[1],
-        "Odoo": "%s, Python %s, psycopg2 %s" % (build.description, build.python, build.psycopg2),
+        "Odoo": "%s, Python %s, psycopg2 %s" % (build.description, python, psycopg2),
         "OCA's addon": oca_version(),
         "machine": "%d CPUs (%s), %.0f GiB, Linux %s"
         % (os.cpu_count(), model[1].strip() if model else "?", gibibytes, platform.release().split("-")[0]),

@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import re
-import textwrap
 from pathlib import Path
 
-from .archive import kept, locked
-from .clones import Unavailable, clone_folder, find_clone
+from .archive import kept
+from .clones import clone_folder, find_clone
 from .commands import CommandError, reason, run, say
 from .debian import package_versions, unpack_packages
 from .pythons import find_environment
@@ -66,10 +65,6 @@ class Build:
     description: str
     #: version of Odoo, as the table of ``make matrix`` has it
     version: str
-    #: version of Python
-    python: str
-    #: version of psycopg2
-    psycopg2: str
     #: what websocket clients must say they are, None where the bus has no websocket
     websocket_version: str
     #: whether the bus wants to be called when Odoo ends, as it does since late 15.0
@@ -86,7 +81,7 @@ def find_build(series=None, tree=None, python=None):
     :param series: such as "19.0"; may be left out with ``tree``
     :param tree: folder of an Odoo source tree, to take that; default: the one of :func:`use`
     :param python: path, command or version of the interpreter; default: one that suits the series
-    :raise Unavailable: it can neither be had from Debian nor by git
+    :raise clones.Unavailable: it can neither be had from Debian nor by git
     :raise RuntimeError: it can not be had; the message says why, and what to do
     """
     if tree is None and series in _USED:
@@ -114,21 +109,13 @@ def use(odoo, python=None):
     return build.series
 
 
-def run_python(build, script, *arguments, **variables):
-    """Run a script with the interpreter and the packages of ``build``; return what it prints, which has to be JSON.
-
-    :param arguments: of the script
-    :param variables: environment variables
-    :raise CommandError: it failed
-    """
-    printed = run(
-        [build.command[0], "-c", textwrap.dedent(script), *arguments],
-        # In a source tree the packages are beside odoo-bin.
-        cwd=build.root,
-        env={**os.environ, **build.env, **variables},
-        timeout=60,
-    )
-    return json.loads(printed)
+def python_versions(build):
+    """Return the versions of what runs ``build``: of Python, of psycopg2, and of its libpq, a number such as 160004."""
+    program = """
+import json, platform, psycopg2
+print(json.dumps([platform.python_version(), psycopg2.__version__.split()[0], psycopg2.extensions.libpq_version()]))
+"""
+    return json.loads(run([build.command[0], "-c", program], timeout=60))
 
 
 def _build_from_debian(series, python):
@@ -141,20 +128,13 @@ def _build_from_debian(series, python):
     try:
         folder = kept("odoo-" + series, download)
     except RuntimeError as error:
-        return _build_instead_of_debian(series, python, reason(error))
+        say("Debian's Odoo %s can not be had: %s" % (series, reason(error)))
+        return _build_from_tree(find_clone(series), python)
     (version,) = [one.split()[1] for one in package_versions(folder) if one.startswith(packages[0] + " ")]
     root = folder / "usr" / "lib" / "python3" / "dist-packages"
     tree = Tree(root, series, "Debian " + version, [], root / "odoo" / "addons" / "bus")
     description = "Debian %s %s" % (packages[0], version)
     return _build(tree, python, folder / "usr" / "bin" / "odoo", {"PYTHONPATH": str(root)}, description)
-
-
-def _build_instead_of_debian(series, python, why):
-    say("Debian's Odoo %s can not be had: %s" % (series, why))
-    try:
-        return _build_from_tree(find_clone(series), python)
-    except Unavailable as error:
-        raise Unavailable(series, "%s; nor from Debian: %s" % (error.why, why)) from error
 
 
 def _build_from_tree(folder, python):
@@ -166,19 +146,16 @@ def _build_from_tree(folder, python):
 
 
 def _build(tree, python, script, env, description):
-    with locked("venv-" + tree.series):
-        environment = find_environment(tree.series, PYTHONS[tree.series], python)
-    identity = [str(tree.root), description, _commit(tree.root), str(environment.python)]
+    interpreter = find_environment(tree.series, PYTHONS[tree.series], python)
+    identity = [str(tree.root), description, _commit(tree.root), str(interpreter)]
     return Build(
         series=tree.series,
         root=tree.root,
-        command=[str(environment.python), str(script)],
+        command=[str(interpreter), str(script)],
         env=env,
         addons_paths=tree.addons_paths,
         description=description,
         version=tree.version,
-        python=environment.python_version,
-        psycopg2=environment.psycopg2_version,
         websocket_version=_websocket_version(tree.bus),
         with_stop_hook="on_stop(" in (tree.bus / "models" / "bus.py").read_text(encoding="utf-8"),
         key="%s-%s" % (tree.series, hashlib.sha256("\0".join(identity).encode()).hexdigest()[:10]),

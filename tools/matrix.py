@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from stack import postgres
 from stack.archive import CACHE
-from stack.builds import DEBIAN, PYTHONS, find_build, run_python
+from stack.builds import DEBIAN, PYTHONS, find_build, python_versions
 from stack.clones import Unavailable
 from stack.commands import run, say
 from stack.servers import pgbouncer_program
@@ -56,7 +56,8 @@ def find_builds(trees):
 
 def try_build(build, options):
     """Run pytest; return a row of the table, by the names of its columns, and whether all tests passed."""
-    print("\n===== Odoo %s (%s), Python %s =====" % (build.series, build.description, build.python), flush=True)
+    python, psycopg2, libpq = python_versions(build)
+    print("\n===== Odoo %s (%s), Python %s =====" % (build.series, build.description, python), flush=True)
     REPORT.unlink(missing_ok=True)
     # Real servers may be late once. What failed on one Odoo is not what --last-failed is to know on another.
     own = ["-m", "matrix", "--reruns=1", "-p", "no:cacheprovider", "--junitxml=%s" % REPORT]
@@ -64,12 +65,11 @@ def try_build(build, options):
     if not REPORT.exists():
         raise RuntimeError("no result of pytest, exit code %s" % code)
     suite = ElementTree.parse(REPORT).find("testsuite")
-    libpq = run_python(build, "from psycopg2 import extensions; print(extensions.libpq_version())")
     return {
         "series": build.series,
         "build": build.version,
-        "Python": build.python,
-        "psycopg2 (libpq)": "%s (%d.%d)" % (build.psycopg2, libpq // 10000, libpq % 10000),
+        "Python": python,
+        "psycopg2 (libpq)": "%s (%d.%d)" % (psycopg2, libpq // 10000, libpq % 10000),
         "PostgreSQL": postgres.full_version().split()[0],
         "PgBouncer": re.search(r"\d+(\.\d+)+", run([pgbouncer_program(), "-V"]))[0],
         **{count: suite.get(count) for count in ("tests", "failures", "errors", "skipped")},

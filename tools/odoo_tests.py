@@ -19,7 +19,7 @@ import shutil
 import sys
 
 from stack.archive import CACHE
-from stack.builds import find_build
+from stack.builds import find_build, python_versions
 from stack.commands import say
 from stack.database import DATABASE, odoo_database
 from stack.odoo import Odoo, series_number
@@ -95,7 +95,7 @@ def main():
     except RuntimeError as error:
         print("make odoo-tests: %s" % error, file=sys.stderr)
         return 2
-    print("%s, Python %s, %s" % (build.description, build.python, tags))
+    print("%s, Python %s, %s" % (build.description, python_versions(build)[0], tags))
     for name, lines in found.items():
         print("%s:\n  %s" % (name, "\n  ".join(lines)))
     direct, with_addon, _without = found.values()
