@@ -102,14 +102,9 @@ def _under_load(stacks, seconds):
 
 def _connections(stack):
     """Return how many connections there are now, a dictionary."""
-    pooler = stack.pooler
-    pooled = pooler.server_ports() if pooler else set()
-    rows = [row for row in stack.server.activity() if row.application_name != "tests"]
-    found = {"connections": len(rows), "direct": len(rows)}
-    if pooler:
-        # Ask again: a connection that the pooler opened meanwhile is not a direct one.
-        pooled |= pooler.server_ports()
-        found["direct"] = sum(row.client_port not in pooled for row in rows)
-        clients = (row for row in pooler.show("clients") if row["database"] != "pgbouncer")
+    connections = sum(row.application_name != "tests" for row in stack.server.activity())
+    found = {"connections": connections, "direct": len(stack.direct_connections())}
+    if stack.pooler:
+        clients = (row for row in stack.pooler.show("clients") if row["database"] != "pgbouncer")
         found["clients of PgBouncer"] = sum(row["application_name"] != "tests" for row in clients)
     return found

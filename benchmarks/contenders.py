@@ -5,7 +5,7 @@ import contextlib
 import sys
 import time
 
-from stack.archive import CACHE, locked
+from stack.archive import kept
 from stack.commands import run
 from stack.stack import ADDON, Stack
 from stack.waiting import wait_until
@@ -46,18 +46,18 @@ def new_stack(key, statements=False, environment=None, **options):
     pooler = {"max_client_conn": 2000, "default_pool_size": 10, "reserve_pool_size": 0}
     # Each listener and each sender takes a session: with a pool of 10 the eleventh would wait for ever.
     postgres = "pool_mode=session pool_size=400" if key == "d" else ""
-    not_sharing = {"IMDISPATCHER_SHARE": "0"} if key == "e-own" else {}
     if key == "c":
-        addon = oca_addon()
+        addon, environment = oca_addon(), _oca_address
     else:
         addon = None if key in ("a", "d") else ADDON
+        environment = {**(environment or {}), **({"IMDISPATCHER_SHARE": "0"} if key == "e-own" else {})}
     return Stack(
         SERIES,
         addon=addon,
         pooler=key not in ("a", "e-direct"),
         server_options={"settings": server},
         pooler_options={"settings": pooler, "databases": {"postgres": postgres}},
-        environment={**(environment or {}), **not_sharing},
+        environment=environment,
         **options,
     )
 
@@ -91,15 +91,18 @@ def oca_addon():
 
     :raise CommandError: it cannot be had
     """
-    folder = CACHE / "oca-19.0"
-    with locked(folder.name):
-        if not folder.exists():
-            # The package has to suit Odoo's Python, not this one.
-            options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--ignore-requires-python"]
-            unfinished = folder.with_suffix(".unfinished")
-            run([sys.executable, "-m", "pip", "install", *options, "--target", unfinished, _OCA_REQUIREMENT])
-            unfinished.rename(folder)
-    return folder / "odoo" / "addons"
+
+    def install(folder):
+        # The package has to suit Odoo's Python, not this one.
+        options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--ignore-requires-python"]
+        run([sys.executable, "-m", "pip", "install", *options, "--target", folder, _OCA_REQUIREMENT])
+
+    return kept("oca-19.0", install) / "odoo" / "addons"
+
+
+def _oca_address(stack):
+    """Return the variables that tell the addon of the Odoo Community Association where PostgreSQL is."""
+    return {"ODOO_IMDISPATCHER_DB_HOST": stack.server.host, "ODOO_IMDISPATCHER_DB_PORT": str(stack.server.port)}
 
 
 def oca_version():

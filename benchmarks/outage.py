@@ -142,10 +142,9 @@ class _Client:
     def __init__(self, stack, channel, exits):
         self.channel = channel
         self._stack = stack
-        self._exits = exits
         # For Odoo the id 0, that of an empty table, means "the last 50 s".
         self.send("before")
-        self._clients = [exits.enter_context(stack.client([channel], listening=False))]
+        self._client = exits.enter_context(stack.client([channel], listening=False, returns=True))
 
     def send(self, message):
         """Send ``message`` as soon as the server and the pooler accept it."""
@@ -173,18 +172,10 @@ class _Client:
 
     def arrivals(self):
         """Return the monotonic second of the first arrival of each message."""
-        if self._clients[-1].failures:
-            self._come_back()
         found = {}
-        for received in itertools.chain(*(list(client.received) for client in self._clients)):
+        for received in list(self._client.received):
             found.setdefault(received.message, received.at)
         return found
-
-    def _come_back(self):
-        known = max((received.id for client in self._clients for received in client.received), default=0)
-        with contextlib.suppress(Exception):  # the server may be away
-            client = self._stack.client([self.channel], known, listening=False)
-            self._clients.append(self._exits.enter_context(client))
 
 
 class _Stream(threading.Thread):

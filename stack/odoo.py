@@ -164,7 +164,7 @@ class Odoo(Process):
             "dbfilter": "^%s$" % re.escape(self.database),
             "http_interface": self.host,
             "http_port": self.http_port,
-            gevent_port_option(self.build.series): self.event_port,
+            "gevent_port" if series_number(self.build.series) >= 16 else "longpolling_port": self.event_port,
             "workers": self.workers,
             "max_cron_threads": 1,
             **self.conf,
@@ -187,10 +187,6 @@ def series_number(series):
 def default_load(series):
     """Return what Odoo's ``--load`` is by default."""
     return "base,rpc,web" if series_number(series) >= 19 else "base,web"
-
-
-def gevent_port_option(series):
-    return "gevent_port" if series_number(series) >= 16 else "longpolling_port"
 
 
 def _answers(url):

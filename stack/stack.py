@@ -30,8 +30,7 @@ class Stack:
     :param pooler: what Odoo connects to: True: PgBouncer; False: PostgreSQL itself; or a class, such as
         :class:`~.poolers.Odyssey`
     :param direct: whether to tell the addon, by environment variables, how to reach PostgreSQL directly
-    :param proxy: whether the direct connections take a path that can be made to fail, a :class:`~.proxy.Proxy`; or
-        arguments for that, in a dictionary
+    :param proxy: whether the direct connections take a path that can be made to fail, a :class:`~.proxy.Proxy`
     :param modules: what is installed in the database, separated by commas
     :param system_database: what Odoo is told to use in place of ``postgres``
     :param jobs: False: its scheduled actions, of which some are due at once, wait for a year
@@ -74,15 +73,13 @@ class Stack:
         self.database = DATABASE
         self.system_database = system_database
         self.server = self.proxy = self.pooler = self.odoo = None
-        self._workers = workers
-        self._addon = addon
         self._pooler = PgBouncer if pooler is True else pooler
         self._direct = direct
         self._proxy = proxy
         self._modules = modules
         self._jobs = jobs
         self._environment = environment
-        self._odoo_options = {"load": load, "conf": conf, "options": options}
+        self._odoo_options = {"workers": workers, "addon": addon, "load": load, "conf": conf, "options": options}
         self._server_options = server_options or {}
         self._pooler_options = pooler_options or {}
         self._exits = None
@@ -96,12 +93,10 @@ class Stack:
                 later = "UPDATE ir_cron SET nextcall = now() + interval '1 year'"
                 self.server.execute(later, dbname=self.database)
             if self._proxy:
-                options = self._proxy if isinstance(self._proxy, dict) else {}
-                self.proxy = exits.enter_context(Proxy((self.server.host, self.server.port), **options))
+                self.proxy = exits.enter_context(Proxy((self.server.host, self.server.port)))
             if self._pooler:
                 self.pooler = exits.enter_context(self._pooler(self.server, **self._pooler_options))
-            first = self._new_odoo(self._addon, self._odoo_environment(), filestore=archives["filestore"])
-            self.odoo = exits.enter_context(first)
+            self.odoo = exits.enter_context(self._new_odoo(self._odoo_environment(), filestore=archives["filestore"]))
             self._sender = exits.enter_context(contextlib.closing(self.sender()))
             self._exits = exits.pop_all()
         return self
@@ -110,24 +105,22 @@ class Stack:
         self._exits.close()
 
     @contextlib.contextmanager
-    def another(self, addon=None, **variables):
+    def another(self, **variables):
         """Run another Odoo beside the first, with its servers, database and data; yields this stack as that one has it.
 
-        :param addon: in place of that of the first
         :param variables: of its environment, in addition to those of the first
         """
         with contextlib.ExitStack() as exits:
             other = copy.copy(self)
-            other.odoo = self._new_odoo(addon or self._addon, {**self.odoo.variables, **variables})
+            other.odoo = self._new_odoo({**self.odoo.variables, **variables})
             other.odoo.conf["data_dir"] = self.odoo.folder / "data"
             other._exits = exits
             with other.odoo:
                 yield other
 
-    def _new_odoo(self, addon, environment, **options):
+    def _new_odoo(self, environment, **options):
         through = self.pooler or self.server
-        options.update(self._odoo_options)
-        return Odoo(self.build, through, self.database, self._workers, addon, environment=environment, **options)
+        return Odoo(self.build, through, self.database, environment=environment, **self._odoo_options, **options)
 
     def _odoo_environment(self):
         given = dict(self._environment(self) if callable(self._environment) else self._environment or {})
@@ -136,27 +129,25 @@ class Stack:
         if not self._direct or any(re.fullmatch(r"(ODOO_)?IMDISPATCHER_DB_(HOST|PORT)", name) for name in given):
             return given
         way = self.proxy or self.server
-        direct = {"HOST": way.host, "PORT": str(way.port)}
+        direct = {"IMDISPATCHER_DB_HOST": way.host, "IMDISPATCHER_DB_PORT": str(way.port)}
         through = self.pooler or self.server
         if through.user != USER:
-            direct["USER"] = USER
+            direct["IMDISPATCHER_DB_USER"] = USER
         if through.password != PASSWORD:
-            direct["PASSWORD"] = PASSWORD
-        # Other addons for this purpose know the longer names only.
-        for prefix in ("IMDISPATCHER_DB_", "ODOO_IMDISPATCHER_DB_"):
-            given = {**{prefix + name: value for name, value in direct.items()}, **given}
-        return given
+            direct["IMDISPATCHER_DB_PASSWORD"] = PASSWORD
+        return {**direct, **given}
 
     # Clients and messages
 
-    def client(self, channels=("tests",), last=None, listening=True):
+    def client(self, channels=("tests",), last=None, listening=True, returns=False):
         """Return a client, logged in and subscribed; its ``close`` is called at the end of the stack at the latest.
 
         :param channels: names to subscribe to, may be none
         :param last: id of the last row of bus_bus that it is to know; default: the last there is
         :param listening: wait until Odoo's LISTEN is in force
+        :param returns: as of :class:`~.clients.Client`
         """
-        client = Client(self.odoo, self.database)
+        client = Client(self.odoo, self.database, returns=returns)
         self._exits.callback(client.close)
         if channels:
             client.subscribe(channels, self.last_id() if last is None else last)
