@@ -13,13 +13,11 @@ All variables ``IMDISPATCHER_*`` and ``ODOO_IMDISPATCHER_*`` are passed on to Od
 """
 
 import os
-import re
-import signal
 import sys
 import textwrap
 import time
 
-from stack.up import Refused, stack_from
+from stack.up import stack_from
 
 from . import report, trial
 
@@ -40,15 +38,12 @@ others stay with PgBouncer. Here are both, on real servers, with a real client.
 
 
 def main():
-    # Both end as Ctrl-C does, so that the servers are ended on each way.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     try:
         return demo()
     except KeyboardInterrupt:
         print("\ninterrupted; all servers are stopped", file=sys.stderr)
         return 130
-    except (Refused, RuntimeError, TimeoutError) as error:  # the message says it all
+    except (RuntimeError, TimeoutError) as error:  # the message says it all
         print("make demo: %s" % error, file=sys.stderr)
         return 2
 
@@ -85,17 +80,9 @@ def _try(title, with_addon):
 
 
 def _variables(with_addon):
-    names = ["SERIES", "ODOO", "WORKERS", "DIRECT", "POSTGRESQL"]
-    # For make it is what makes the tools, which need not suit Odoo.
-    if os.environ.get("ODOO"):
-        names.append("PYTHON")
-    chosen = {
-        name: value for name, value in os.environ.items() if name in names or re.match("(ODOO_)?IMDISPATCHER_", name)
-    }
-    chosen.setdefault("WORKERS", "2")
     # Processes find a better one to listen through at a check.
-    chosen.setdefault("IMDISPATCHER_CHECK_INTERVAL", "3")
-    return chosen if with_addon else {**chosen, "ADDON": "none"}
+    variables = {"WORKERS": "2", "IMDISPATCHER_CHECK_INTERVAL": "3", **os.environ}
+    return {**variables, "ADDON": "" if with_addon else "none"}
 
 
 def _verdict(without, with_addon, seconds):

@@ -26,7 +26,6 @@ def _column(facts):
         "messages stored in the database": "%d of %d" % (facts.stored, MESSAGES),
         "  delivered to the client": "%d of %d" % (facts.delivered, MESSAGES),
         "  seen only after a reload of the page": str(facts.reloaded),
-        "  NOTIFYs that came back to the sender": str(facts.strayed),
         "median time from NOTIFY to client": "-" if facts.median is None else "%.1f ms" % (facts.median * 1000),
     }
     for channel, backend in facts.listens.items():

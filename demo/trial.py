@@ -7,7 +7,6 @@ import time
 from typing import NamedTuple, Optional
 
 from stack.odoo import series_number
-from stack.sender import BusSender
 from stack.waiting import wait_until
 
 MESSAGES = 20
@@ -42,7 +41,6 @@ class Facts(NamedTuple):
     delivered: int  # in time
     reloaded: int  # only after the client has subscribed again
     repeated: int
-    strayed: int  # notifications that the connection of the sender was given, which does not listen
     median: Optional[float]  # seconds from NOTIFY to client
     listens: dict  # channel -> process id of the backend that has carried out its LISTEN, None if none has
     connections: Connections
@@ -63,7 +61,7 @@ def measure(stack, tell, shares):
     listens = _wait_for_listens(stack)
 
     tell("sending %d messages, one each %g s ..." % (MESSAGES, PACE))
-    sent, strayed = _send(stack)
+    sent = _send(stack)
     if not _arrive(client, len(sent), 0):
         tell("%d arrived; waiting %g s for the others ..." % (len(client.received), PATIENCE))
     _arrive(client, len(sent), PATIENCE)
@@ -86,7 +84,6 @@ def measure(stack, tell, shares):
         delivered=len(in_time),
         reloaded=len(set(all_ids)) - len(in_time),
         repeated=len(all_ids) - len(set(all_ids)),
-        strayed=strayed,
         median=statistics.median(in_time[one.id] - one.at for one in sent if one.id in in_time) if in_time else None,
         listens=listens,
         connections=connections,
@@ -134,19 +131,11 @@ def _wait_for_listens(stack):
 
 
 def _send(stack):
-    """Send all messages; return what was sent, and how many notifications came back to those who sent them."""
-    opened = []
-
-    def connect(dbname):
-        opened.append(stack.pooler.connect(dbname, application_name="tests"))
-        return opened[-1]
-
-    with contextlib.closing(BusSender(stack.series, stack.database, connect)) as sender:
-        sent = []
-        for number in range(1, MESSAGES + 1):
-            sent.append(sender.send("tests", "message %d" % number))
-            time.sleep(PACE)
-        return sent, sum(len(connection.notifies) for connection in opened)
+    sent = []
+    for number in range(1, MESSAGES + 1):
+        sent.append(stack.send("tests", "message %d" % number))
+        time.sleep(PACE)
+    return sent
 
 
 def _arrive(client, count, deadline):
