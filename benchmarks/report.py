@@ -2,10 +2,11 @@
 
 import inspect
 import json
-import os
 import re
 import textwrap
 from pathlib import Path
+
+from tabulate import tabulate
 
 from . import connections, flood, latency, listeners, outage
 from .contenders import name
@@ -53,11 +54,9 @@ def load(quick):
 
 
 def save(results):
-    unfinished = RESULTS.with_suffix(".part")
     text = json.dumps(results, indent=1, ensure_ascii=False)
     # A list of numbers takes one line.
-    unfinished.write_text(re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
-    os.replace(unfinished, RESULTS)
+    RESULTS.write_text(re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def write_tables(results):
@@ -67,13 +66,12 @@ def write_tables(results):
         lines += ["**These are of a quick run, with few samples: they only show that it works.**", ""]
     lines += _table([{"": name, "version": version} for name, version in results["versions"].items()])
     bounds = list(_judged(results["parts"]))
-    lines += ["", *_titled("Bounds"), *_table(bounds)] if bounds else []
+    if bounds:
+        lines += ["", *_titled("Bounds"), *_table(bounds)]
     for part_name in filter(results["parts"].get, PARTS):
         part = results["parts"][part_name]
-        for title, rows in part["tables"].items() or [(part_name.capitalize(), [])]:
+        for title, rows in part["tables"].items():
             lines += ["", *_titled(title), *_table(rows)]
-        if "failed" in part:
-            lines += ["", "This part failed: ``%s``." % part["failed"].replace("`", "'")]
         how = " ".join(inspect.getdoc(PARTS[part_name]).split())
         lines += ["", *textwrap.wrap("*How:* " + _escaped(how), 118, break_on_hyphens=False)]
         lines += ["", "*Taken at %s, in %d s.*" % (part["at"], part["seconds"])]
@@ -111,10 +109,8 @@ def _table(rows):
     columns = list(dict.fromkeys(column for row in rows for column in row if not column.startswith("_")))
     cells = [[_escaped(_cell(column, row.get(column))) for column in columns] for row in rows]
     headings = ["\\ " if column == "contender" else column or "\\ " for column in columns]
-    widths = [max(map(len, column)) for column in zip(headings, *cells)]
-    rule = "  ".join("=" * width for width in widths)
-    shown = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *cells)]
-    return [rule, shown[0], rule, *shown[1:], rule] if rows else []
+    table = tabulate(cells, headings, tablefmt="rst", disable_numparse=True)
+    return [line.rstrip() for line in table.splitlines()]
 
 
 def _cell(column, value):
