@@ -33,15 +33,13 @@ PYLINT_7_STAMP := $(PYLINT_7)/stamp
 BENCH := .stack/bench
 BENCH_STAMP := $(BENCH)/stamp
 
-# Debian's packages that a target needs and, after "--later", those that it can begin without: who has neither root nor
-# sudo is told of all of them at once.
+# Debian's packages that a target needs: who has neither root nor sudo is told of all of them at once.
 PACKAGES = python3-venv
 demo test test-all matrix odoo-tests soak bench up: PACKAGES += debian-archive-keyring postgresql pgbouncer
 test-all: PACKAGES += iproute2
 matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
 fresh: PACKAGES += mmdebstrap
-test-all: PACKAGES += --later chromium chromium-driver fonts-liberation
 
 # For the demo, which tells how long all of it took.
 demo: export BEGAN := $(shell date +%s)

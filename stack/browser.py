@@ -39,20 +39,20 @@ class Browsers(contextlib.ExitStack):
 
     def __init__(self):
         super().__init__()
-        self._programs = _programs()
+        if shutil.which("chromedriver") is None:
+            ensure_packages(*_PACKAGES)
 
     def open(self):
         """Return the selenium driver of a new browser, which nobody has logged in with."""
-        chromium, chromedriver = self._programs
         folder = self.enter_context(tempfile.TemporaryDirectory(prefix="bus_alt_connection-browser-"))
         options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in (*_ARGUMENTS, "--user-data-dir=" + folder):
+        options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+        for argument in _ARGUMENTS:
             options.add_argument(argument)
-        # What does not belong to a profile is left elsewhere.
+        # The profile, and all else that a browser leaves.
         elsewhere = {"HOME": folder, "XDG_CONFIG_HOME": folder, "TMPDIR": folder}
         service = webdriver.ChromeService(
-            chromedriver, env={**os.environ, **elsewhere}, popen_kw={"start_new_session": True}
+            shutil.which("chromedriver"), env={**os.environ, **elsewhere}, popen_kw={"start_new_session": True}
         )
         # Selenium must not ask a proxy of the environment for the way to ChromeDriver.
         with mock.patch.dict(os.environ, {"no_proxy": "localhost,127.0.0.1"}):
@@ -61,18 +61,3 @@ class Browsers(contextlib.ExitStack):
         guard.watch(service.process.pid)
         self.callback(guard.forget, service.process.pid)
         return driver
-
-
-def _programs():
-    """Return the paths of Chromium and of ChromeDriver, installing both if one is missing."""
-    if not all(_find_programs()):
-        try:
-            ensure_packages(*_PACKAGES)
-        except RuntimeError as error:
-            # Ubuntu, for one, does not have them as packages.
-            raise RuntimeError("%s\nOr put google-chrome and a chromedriver of its version on PATH" % error) from None
-    return _find_programs()
-
-
-def _find_programs():
-    return shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

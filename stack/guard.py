@@ -1,8 +1,7 @@
 """Nothing that we started outlives us.
 
 One helper process holds the reading end of a pipe. When this interpreter is gone, in whatever way (``kill -9``
-included), the pipe ends, and the helper kills the process groups and removes the files and folders that are still on
-its list.
+included), the pipe ends, and the helper kills the process groups and removes the folders that are still on its list.
 
 PR_SET_PDEATHSIG would not do: it fires when the *thread* that started a process ends, and does not reach grandchildren.
 """
@@ -27,8 +26,6 @@ for what in left:
 for what in left:
     if not what.isdigit():
         for _ in range(50):  # a dying server may still write into its folder
-            if os.path.isfile(what):
-                os.remove(what)
             shutil.rmtree(what, ignore_errors=True)
             if not os.path.exists(what):
                 break
@@ -39,7 +36,7 @@ _lock = threading.Lock()
 
 
 def watch(what):
-    """End ``what`` after us: a process group (its number), a file or a folder (its absolute path)."""
+    """End ``what`` after us: a process group (its number) or a folder (its absolute path)."""
     _tell("+", what)
 
 

@@ -77,13 +77,6 @@ class PgBouncer(Pooler):
         """Return the rows of ``SHOW <what>`` as dicts: ``servers``, ``clients``, ``pools``, ``config`` ..."""
         return self.admin("SHOW %s" % what)
 
-    def pause(self):
-        """Let no transaction begin; returns when those under way have ended."""
-        self.admin("PAUSE")
-
-    def resume(self):
-        self.admin("RESUME")
-
     def reload(self):
         """Write and read the configuration again."""
         self._write_configuration()

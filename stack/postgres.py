@@ -86,7 +86,7 @@ class PostgreSQL(Process):
     def prepare(self):
         if not self.data.exists():
             self._make_folder()
-            self._fill()
+            unpack(self._archive or _empty_cluster(self.programs), self.data, self.run_as)
         self._write_settings()
 
     def stop(self, mode="fast", deadline=None):
@@ -133,9 +133,9 @@ class PostgreSQL(Process):
         if not self.value("SELECT pg_promote()"):
             raise RuntimeError("no promotion of %r\n%s" % (self, self.log_tail()))
 
-    def standby(self, settings=None):
+    def standby(self):
         """Return a streaming replica of this running server: a PostgreSQL not started yet."""
-        replica = PostgreSQL({**self.settings, **(settings or {})}, programs=self.programs)
+        replica = PostgreSQL(self.settings, programs=self.programs)
         replica._make_folder()
         place = ["--host=%s" % self.host, "--port=%s" % self.port, "--username=%s" % SUPERUSER, "--no-password"]
         options = ["--wal-method=stream", "--checkpoint=fast", "--write-recovery-conf"]
@@ -150,41 +150,33 @@ class PostgreSQL(Process):
     def _make_folder(self):
         subprocess.run(["mkdir", "-m", "700", self.data], check=True, **identity(self.run_as))
 
-    def _fill(self):
-        unpack(self._archive or _empty_cluster(self.programs), self.data, self.run_as)
-
     def _write_settings(self):
         settings = {**_SETTINGS, "port": self.port, "unix_socket_directories": self.folder, **self.settings}
         lines = ["%s = '%s'\n" % (name, str(value).replace("'", "''")) for name, value in settings.items()]
         (self.data / "postgresql.conf").write_text("".join(lines))
 
 
-class NewCluster(PostgreSQL):
-    """The cluster that all others are copies of."""
-
-    def _fill(self):
-        password = self.folder / "password"
-        password.write_text(SUPERUSER_PASSWORD)
-        if self.run_as:
-            shutil.chown(password, self.run_as)
-        superuser = ["--username=%s" % SUPERUSER, "--pwfile=%s" % password, "--auth=scram-sha-256"]
-        options = ["--encoding=UTF8", "--no-locale", "--no-sync"]
-        subprocess.run(
-            [self.programs / "initdb", "--pgdata=%s" % self.data, *superuser, *options],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **identity(self.run_as),
-        )
-
-
 def _empty_cluster(programs):
-    name = "postgresql-%s" % version(programs)
-    return archived(name, lambda: _new_cluster(programs))["cluster"]
+    return archived("postgresql-%s" % version(programs), lambda: _new_cluster(programs))["cluster"]
 
 
 @contextlib.contextmanager
 def _new_cluster(programs):
-    with NewCluster(programs=programs) as server:
+    """Make the cluster that all others are copies of."""
+    with contextlib.closing(PostgreSQL(programs=programs)) as server:
+        password = server.folder / "password"
+        password.write_text(SUPERUSER_PASSWORD)
+        if server.run_as:
+            shutil.chown(password, server.run_as)
+        superuser = ["--username=%s" % SUPERUSER, "--pwfile=%s" % password, "--auth=scram-sha-256"]
+        options = ["--encoding=UTF8", "--no-locale", "--no-sync"]
+        subprocess.run(
+            [programs / "initdb", "--pgdata=%s" % server.data, *superuser, *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **identity(server.run_as),
+        )
+        server.start()
         server.execute("CREATE ROLE %s LOGIN CREATEDB PASSWORD %%s" % USER, (PASSWORD,))
         server.stop()
         yield {"cluster": server.data}

@@ -16,15 +16,6 @@ from .system import ensure_packages
 _FOLDER = Path("/usr/lib/postgresql")
 
 
-def check():
-    """See that the environment variable names a PostgreSQL that is installed.
-
-    :raise RuntimeError: it does not; the message is one line
-    """
-    if os.environ.get("POSTGRESQL"):
-        postgres_programs()
-
-
 def postgres_programs(version=None):
     """Return the folder with the programs of a PostgreSQL, such as ``initdb``.
 

@@ -1,11 +1,10 @@
 """Packages of the system, installed with apt where they are missing.
 
-    python3 -m stack.system PACKAGE... [--later PACKAGE...]
+    python3 -m stack.system PACKAGE...
 
 installs packages, as :func:`ensure_packages` does, with nothing but Python's own library.
 """
 
-import argparse
 import glob
 import importlib.util
 import os
@@ -33,19 +32,17 @@ _PRESENT = {
 }
 
 
-def ensure_packages(*names, later=()):
+def ensure_packages(*names):
     """Install those of the Debian packages that are missing; services they bring are not started.
 
     PostgreSQL makes itself a cluster ``main`` all the same, which is of no use to us and does no harm.
 
-    :param later: packages that will be wanted after these: who must install them himself is told of all at once
     :raise RuntimeError: there is no apt, we may not use it, or it fails; the message says what to do
     """
     missing = [name for name in names if not _is_there(name)]
     if not missing:
         return
-    all_missing = missing + [name for name in later if not _is_there(name)]
-    by_hand = "apt-get update && apt-get install --no-install-recommends " + " ".join(all_missing)
+    by_hand = "apt-get update && apt-get install --no-install-recommends " + " ".join(missing)
     if shutil.which("apt-get") is None:
         raise RuntimeError("this machine has no apt; install what corresponds to: " + by_hand)
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -68,12 +65,8 @@ def _is_there(package):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("packages", nargs="+")
-    parser.add_argument("--later", nargs="*", default=[])
-    options = parser.parse_args()
     try:
-        ensure_packages(*options.packages, later=options.later)
+        ensure_packages(*sys.argv[1:])
     except RuntimeError as error:
         sys.exit(str(error))
 

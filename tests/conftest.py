@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from stack import servers
 from stack.builds import find_build, use
 from stack.database import odoo_database
 from stack.odoo import series_number
@@ -34,7 +33,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     try:
-        servers.check()
         if config.getoption("--odoo"):
             _use_only(config.getoption("--odoo"), config)
         elif not hasattr(config, "workerinput"):

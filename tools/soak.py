@@ -25,7 +25,6 @@ from typing import NamedTuple
 import psycopg2
 from tabulate import tabulate
 
-from stack import servers
 from stack.archive import CACHE
 from stack.clients import Client
 from stack.stack import Stack
@@ -229,10 +228,6 @@ def main():
     parser.add_argument("minutes", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
-    try:
-        servers.check()
-    except RuntimeError as error:
-        parser.error(str(error))
     print("seed %d" % arguments.seed, flush=True)
     lines, well = soak(arguments.minutes, arguments.seed)
     print("\n".join(["", *lines, "seed %d" % arguments.seed]))

@@ -53,7 +53,7 @@ FAULTS = {
     "server restarted": _away(lambda stack: stack.server.stop(), lambda stack: stack.server.start(), 4),
     "server crashed": _away(lambda stack: stack.server.kill(), lambda stack: stack.server.start(), 4),
     "pooler restarted": _away(lambda stack: stack.pooler.stop(), lambda stack: stack.pooler.start(), 4),
-    "pooler paused": _away(lambda stack: stack.pooler.pause(), lambda stack: stack.pooler.resume(), 5, 1),
+    "pooler paused": _away(lambda stack: stack.pooler.admin("PAUSE"), lambda stack: stack.pooler.admin("RESUME"), 5, 1),
     "path swallowed": _away(lambda stack: stack.proxy.swallow(), lambda stack: stack.proxy.forward(), 12, 1),
     "path cut": _repeated(lambda stack: stack.proxy.cut()),
     "path refused": _away(_refuse, lambda stack: stack.proxy.forward(), 10, 1),
