@@ -20,7 +20,7 @@ _LOAD = ADDON / "benchmarks" / "load.lua"
 _OTHER_ADDONS = ADDON / "tests" / "support" / "addons"
 _MODULE = "other_listeners"
 # The contenders with the addon -> how many direct connections so many instances have in the end.
-_DIRECT = {"e": lambda count: 1, "e-users": lambda count: count, "e-own": lambda count: count * (1 + _CRON)}
+_DIRECT = {"e": lambda count: 1, "e-own": lambda count: count * (1 + _CRON)}
 
 
 def run(quick, tell):
@@ -31,16 +31,14 @@ def run(quick, tell):
     "direct" counts those that do not come from PgBouncer. Requests per second are the sum of all instances; "failed"
     requests are those that Odoo refused or did not answer in 20 s. In (d) the database postgres has a pool of 400,
     since with a pool of 10 the eleventh listener would wait for ever. With this addon, all instances share a direct
-    connection, since all listeners have the same role; or the listeners of each instance have a role of their own and
-    share one connection for each role; or they have IMDISPATCHER_SHARE=0. They check themselves each 5 s, and the load
-    begins when the number of direct connections has settled. No scheduled action is due. All instances share the CPUs
-    of one machine, so more instances do not answer more requests.
+    connection, or they have IMDISPATCHER_SHARE=0. They check themselves each 5 s, and the load begins when the number
+    of direct connections has settled. No scheduled action is due. All instances share the CPUs of one machine, so more
+    instances do not answer more requests.
     """
     ensure_packages("wrk")
     counts = (1, 2) if quick else (1, 2, 4, 8)
     for key in ("a", "e") if quick else ("a", "d", *_DIRECT):
-        # With a role for each instance, the highest number is enough.
-        for count, row in _measure(key, counts[-1:] if key == "e-users" else counts, 3 if quick else 5):
+        for count, row in _measure(key, counts, 3 if quick else 5):
             tell("%s: %d instance(s)" % (key, count))
             yield TITLE, {"contender": key, "instances": count, **row}
 
@@ -59,8 +57,7 @@ def _measure(key, counts, seconds):
         stacks = start([first], exits)
         first.client(["load"], listening=False)
         for count in counts:
-            environments = [_role(first, number) if key == "e-users" else {} for number in range(len(stacks), count)]
-            for stack in start([first.another(**environment) for environment in environments], exits):
+            for stack in start([first.another() for _ in range(len(stacks), count)], exits):
                 # The gevent process listens once it has a client.
                 stack.client(["load"], listening=False)
                 stacks.append(stack)
@@ -69,13 +66,6 @@ def _measure(key, counts, seconds):
             if ours:
                 settle(first, _DIRECT[key](count))
             yield count, _under_load(stacks, seconds)
-
-
-def _role(stack, number):
-    """Make a role for the listeners of one instance; return the variables for it."""
-    name, password = "listener_%d" % number, "s3cret"
-    stack.server.execute("CREATE ROLE %s LOGIN PASSWORD %%s" % name, (password,))
-    return {"IMDISPATCHER_DB_USER": name, "IMDISPATCHER_DB_PASSWORD": password}
 
 
 def _under_load(stacks, seconds):

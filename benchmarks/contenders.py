@@ -17,7 +17,6 @@ NAMES = {
     "c": "OCA's addon",
     "d": "stock Odoo, session pool",
     "e": "this addon",
-    "e-users": "this addon, a role for each instance",
     "e-own": "this addon, not sharing",
     "e-direct": "this addon, no pooler",
     "floor": "one bare listener",

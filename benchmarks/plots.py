@@ -15,7 +15,6 @@ _COLOURS = {
     "c": "#d9822b",
     "d": "#9b6bd1",
     "e": "#2ba065",
-    "e-users": "#4fb3a9",
     "e-own": "#c9679a",
     "e-direct": "#7ab648",
     "floor": "#999999",
