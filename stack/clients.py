@@ -25,7 +25,6 @@ _ERRORS = (OSError, ValueError, http.client.HTTPException, websocket.WebSocketEx
 class Received(NamedTuple):
     at: float  # time.monotonic() when it was here
     id: int  # of the row in bus_bus
-    type: str  # None up to 14.0
     message: object
 
 
@@ -130,10 +129,10 @@ class Client:
         at = time.monotonic()
         with self._news:
             for notification in notifications:
-                message, kind = notification["message"], None
+                message = notification["message"]
                 if isinstance(message, dict) and set(message) == {"type", "payload"}:
-                    kind, message = message["type"], message["payload"]
-                self.received.append(Received(at, notification["id"], kind, message))
+                    message = message["payload"]
+                self.received.append(Received(at, notification["id"], message))
             self._news.notify_all()
 
     def _goes_on_after(self, error, channels, last):
