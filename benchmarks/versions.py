@@ -28,7 +28,7 @@ def collect():
         "bus_alt_connection": manifest["version"] + _commit(),
         "PostgreSQL": full_version(),
         "PgBouncer": run([pgbouncer_program(), "-V"]).split()[1],
-        "Odoo": "%s, Python %s, psycopg2 %s" % (build.description, python, psycopg2),
+        "Odoo": "%s, Python %s, psycopg2 %s" % (build.version, python, psycopg2),
         "OCA's addon": oca_version(),
         "machine": "%d CPUs (%s), %.0f GiB, Linux %s"
         % (os.cpu_count(), model[1].strip() if model else "?", gibibytes, platform.release().split("-")[0]),

@@ -101,7 +101,7 @@ def versions(stack):
     workers = stack.odoo.workers
     return [
         "Odoo        %s (%s), %s"
-        % (stack.series, stack.build.description, "--workers %d" % workers if workers else "threaded"),
+        % (stack.series, stack.build.version, "--workers %d" % workers if workers else "threaded"),
         "PgBouncer   %s, pool_mode = %s" % (stack.pooler.show("version")[0]["version"].split()[-1], pool_mode),
         "PostgreSQL  %s" % stack.server.value("SHOW server_version"),
     ]

@@ -61,9 +61,7 @@ class Build:
     env: dict
     #: folders for ``--addons-path``; empty if Odoo finds its standard addons without
     addons_paths: list
-    #: where it comes from, for people
-    description: str
-    #: version of Odoo, as the table of ``make matrix`` has it
+    #: for people, such as "Debian 19.0.0+dfsg-1" or "15.0-20221019"; of a clone it is the series
     version: str
     #: what websocket clients must say they are, None where the bus has no websocket
     websocket_version: str
@@ -86,9 +84,9 @@ def find_build(series=None, tree=None, python=None):
     """
     if tree is None and series in _USED:
         tree, python = _USED[series]
-    if tree is None and series not in PYTHONS:
-        raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
     if tree is None:
+        if series not in PYTHONS:
+            raise RuntimeError("Odoo %s is unknown; known are %s" % (series, ", ".join(PYTHONS)))
         # Where Debian once could not give it, it is not asked each time.
         if series in DEBIAN and not clone_folder(series).exists():
             return _build_from_debian(series, python)
@@ -133,28 +131,25 @@ def _build_from_debian(series, python):
     (version,) = [one.split()[1] for one in package_versions(folder) if one.startswith(packages[0] + " ")]
     root = folder / "usr" / "lib" / "python3" / "dist-packages"
     tree = Tree(root, series, "Debian " + version, [], root / "odoo" / "addons" / "bus")
-    description = "Debian %s %s" % (packages[0], version)
-    return _build(tree, python, folder / "usr" / "bin" / "odoo", {"PYTHONPATH": str(root)}, description)
+    return _build(tree, python, folder / "usr" / "bin" / "odoo", {"PYTHONPATH": str(root)})
 
 
 def _build_from_tree(folder, python):
     tree = read_tree(folder)
     if tree.series not in PYTHONS:
         raise RuntimeError("%s has Odoo %s, which is unknown; known are %s" % (folder, tree.series, ", ".join(PYTHONS)))
-    description = "source tree %s %s" % (tree.root.name, tree.series)
-    return _build(tree, python, tree.root / "odoo-bin", {}, description)
+    return _build(tree, python, tree.root / "odoo-bin", {})
 
 
-def _build(tree, python, script, env, description):
+def _build(tree, python, script, env):
     interpreter = find_environment(tree.series, PYTHONS[tree.series], python)
-    identity = [str(tree.root), description, _commit(tree.root), str(interpreter)]
+    identity = [str(tree.root), tree.version, _commit(tree.root), str(interpreter)]
     return Build(
         series=tree.series,
         root=tree.root,
         command=[str(interpreter), str(script)],
         env=env,
         addons_paths=tree.addons_paths,
-        description=description,
         version=tree.version,
         websocket_version=_websocket_version(tree.bus),
         with_stop_hook="on_stop(" in (tree.bus / "models" / "bus.py").read_text(encoding="utf-8"),

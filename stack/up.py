@@ -50,7 +50,7 @@ def describe(stack):
     """Return lines that say where what runs."""
     server = stack.server
     lines = [
-        ("Odoo", "%s, %s" % (stack.odoo.http_url, stack.build.description)),
+        ("Odoo", "%s, %s" % (stack.odoo.http_url, stack.build.version)),
         ("bus", stack.odoo.event_url),
         ("login", "%s, password %s, database %s" % (LOGIN, PASSWORD, stack.database)),
         ("PgBouncer", "%s:%s" % (stack.pooler.host, stack.pooler.port)),

@@ -57,7 +57,7 @@ def find_builds(trees):
 def try_build(build, options):
     """Run pytest; return a row of the table, by the names of its columns, and whether all tests passed."""
     python, psycopg2, libpq = python_versions(build)
-    print("\n===== Odoo %s (%s), Python %s =====" % (build.series, build.description, python), flush=True)
+    print("\n===== Odoo %s (%s), Python %s =====" % (build.series, build.version, python), flush=True)
     REPORT.unlink(missing_ok=True)
     # Real servers may be late once. What failed on one Odoo is not what --last-failed is to know on another.
     own = ["-m", "matrix", "--reruns=1", "-p", "no:cacheprovider", "--junitxml=%s" % REPORT]

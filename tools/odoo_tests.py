@@ -95,7 +95,7 @@ def main():
     except RuntimeError as error:
         print("make odoo-tests: %s" % error, file=sys.stderr)
         return 2
-    print("%s, Python %s, %s" % (build.description, python_versions(build)[0], tags))
+    print("Odoo %s, Python %s, %s" % (build.version, python_versions(build)[0], tags))
     for name, lines in found.items():
         print("%s:\n  %s" % (name, "\n  ".join(lines)))
     direct, with_addon, _without = found.values()
