@@ -41,9 +41,6 @@ matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
 fresh: PACKAGES += mmdebstrap
 
-# For the demo, which tells how long all of it took.
-demo: export BEGAN := $(shell date +%s)
-
 .PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench mutants lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets

@@ -49,8 +49,7 @@ def main():
 
 
 def demo():
-    # With what make has done before.
-    began = float(os.environ.get("BEGAN") or time.time())
+    began = time.monotonic()
     for paragraph in _INTRODUCTION.splitlines():
         _print(paragraph)
     _print()
@@ -64,7 +63,7 @@ def demo():
     for line in report.table(without, with_addon):
         print(line)
     _print()
-    return _verdict(without, with_addon, time.time() - began)
+    return _verdict(without, with_addon, time.monotonic() - began)
 
 
 def _try(title, with_addon):

@@ -4,7 +4,6 @@ import configparser
 import contextlib
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -71,7 +70,7 @@ class Odoo(Process):
         self.database_server = database_server
         self.database = database
         self.workers = workers
-        self.addon = Path(addon).resolve() if addon else None
+        self.addon = addon
         self.load = load or default_load(build.series) + (",bus_alt_connection" if addon else "")
         self.variables = dict(environment or {})
         self.conf = dict(conf or {})

@@ -51,7 +51,30 @@ class PgBouncer(Pooler):
         return [pgbouncer_program(), self.folder / "pgbouncer.ini"]
 
     def prepare(self):
-        self._write_configuration()
+        server = "host=%s port=%s" % (self.server.host, self.server.port)
+        if (self.user, self.password) != (postgres.USER, postgres.PASSWORD):
+            server += " user=%s password=%s" % (postgres.USER, postgres.PASSWORD)
+        lines = [EXAMPLE.read_text().replace(EXAMPLE_SERVER, server)]
+        # Of two lines with one name the later counts. But a second [pgbouncer] would begin with the defaults again.
+        settings = {
+            **_SETTINGS,
+            "listen_port": self.port,
+            "unix_socket_dir": self.folder,
+            "auth_file": self.folder / "users",
+            **self.settings,
+        }
+        lines += ["%s = %s" % item for item in settings.items()]
+        if self.databases:
+            lines.append("[databases]")
+            lines += ["%s = %s %s" % (name, server, more) for name, more in self.databases.items()]
+        # In plain text, with which the pooler can log in to the server as well.
+        users = {
+            self.user: self.password,
+            postgres.SUPERUSER: postgres.SUPERUSER_PASSWORD,
+            ADMIN: ADMIN_PASSWORD,
+        }
+        self._write("users", ['"%s" "%s"' % item for item in users.items()])
+        self._write("pgbouncer.ini", lines)
 
     def is_up(self):
         try:
@@ -79,7 +102,7 @@ class PgBouncer(Pooler):
 
     def reload(self):
         """Write and read the configuration again."""
-        self._write_configuration()
+        self.prepare()
         self.admin("RELOAD")
 
     def server_ports(self):
@@ -88,32 +111,6 @@ class PgBouncer(Pooler):
         A backend whose ``pg_stat_activity.client_port`` is among them serves the pooler; any other is direct.
         """
         return {row["local_port"] for row in self.show("servers")}
-
-    def _write_configuration(self):
-        server = "host=%s port=%s" % (self.server.host, self.server.port)
-        if (self.user, self.password) != (postgres.USER, postgres.PASSWORD):
-            server += " user=%s password=%s" % (postgres.USER, postgres.PASSWORD)
-        lines = [EXAMPLE.read_text().replace(EXAMPLE_SERVER, server)]
-        # Of two lines with one name the later counts. But a second [pgbouncer] would begin with the defaults again.
-        settings = {
-            **_SETTINGS,
-            "listen_port": self.port,
-            "unix_socket_dir": self.folder,
-            "auth_file": self.folder / "users",
-            **self.settings,
-        }
-        lines += ["%s = %s" % item for item in settings.items()]
-        if self.databases:
-            lines.append("[databases]")
-            lines += ["%s = %s %s" % (name, server, more) for name, more in self.databases.items()]
-        # In plain text, with which the pooler can log in to the server as well.
-        users = {
-            self.user: self.password,
-            postgres.SUPERUSER: postgres.SUPERUSER_PASSWORD,
-            ADMIN: ADMIN_PASSWORD,
-        }
-        self._write("users", ['"%s" "%s"' % item for item in users.items()])
-        self._write("pgbouncer.ini", lines)
 
     def _write(self, name, lines):
         path = self.folder / name

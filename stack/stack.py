@@ -38,12 +38,10 @@ class Stack:
     :param environment: more environment variables for Odoo; or a function that is given this stack, with ``server``,
         ``proxy`` and ``pooler`` running, and returns them. With a host or a port for the direct connection among them,
         ``direct`` means nothing
-    :param load: value for Odoo's ``--load``
-    :param conf: additions to ``odoo.conf``, by name
-    :param options: more arguments for Odoo
     :param server_options: arguments for :class:`~.postgres.PostgreSQL`
     :param pooler_options: arguments for the pooler; of :class:`~.pgbouncer.PgBouncer`, with ``user`` or ``password``
         among them, the credentials for the pooler are other than those for the server
+    :param odoo_options: arguments for :class:`~.odoo.Odoo`: ``load``, ``conf`` or ``options``
 
     While it runs: ``server``, ``proxy`` and ``pooler`` (None without one), ``odoo``, and ``database``, the name of
     Odoo's database.
@@ -58,15 +56,13 @@ class Stack:
         direct=True,
         modules="bus",
         environment=None,
-        load=None,
-        conf=None,
-        options=(),
         server_options=None,
         pooler_options=None,
         build=None,
         jobs=True,
         proxy=False,
         system_database="postgres",
+        **odoo_options,
     ):
         self.build = build or find_build(series)
         self.series = self.build.series
@@ -79,7 +75,7 @@ class Stack:
         self._modules = modules
         self._jobs = jobs
         self._environment = environment
-        self._odoo_options = {"workers": workers, "addon": addon, "load": load, "conf": conf, "options": options}
+        self._odoo_options = {"workers": workers, "addon": addon, **odoo_options}
         self._server_options = server_options or {}
         self._pooler_options = pooler_options or {}
         self._exits = None

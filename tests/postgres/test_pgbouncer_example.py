@@ -36,8 +36,8 @@ class Including(PgBouncer):
 
     own = ("default_pool_size = 4", "[databases]", "nowhere = host=db-02")
 
-    def _write_configuration(self):
-        super()._write_configuration()
+    def prepare(self):
+        super().prepare()
         example = (self.folder / "pgbouncer.ini").rename(self.folder / "example.ini")
         self._write("pgbouncer.ini", ["%%include %s" % example, *self.own])
 
