@@ -22,20 +22,19 @@ class BusSender:
     One that was lost in the meantime is replaced, as Odoo's pool of connections does; one that fails is given up, and
     the error passed on.
 
-    :param connect: function that returns a new psycopg2 connection to the database it is given the name of
-    :param system_database: the one of the notifications
+    :param stack: the :class:`~.stack.Stack` whose Odoo it sends as
+    :param through: the server or the pooler that it connects to
     """
 
-    def __init__(self, series, database, connect, system_database="postgres"):
-        self._with_database = series_number(series) >= 15
-        self._database = database
-        self._connect = connect
-        self._system_database = system_database
+    def __init__(self, stack, through):
+        self._stack = stack
+        self._through = through
+        self._with_database = series_number(stack.series) >= 15
         self._connections = {}
 
     def channel(self, name):
         """Return what Odoo makes of a channel that is a string: from 15.0 the database is part of it."""
-        return [self._database, name] if self._with_database else name
+        return [self._stack.database, name] if self._with_database else name
 
     def send(self, channel, message):
         """Insert ``message`` for ``channel``, and notify: in two transactions, as Odoo does. Returns :class:`Sent`."""
@@ -49,7 +48,7 @@ class BusSender:
         if self._with_database:
             message = {"type": MESSAGE_TYPE, "payload": message}
         rows = self._transaction(
-            self._database,
+            self._stack.database,
             """
             INSERT INTO bus_bus (channel, message, create_uid, create_date, write_uid, write_date)
             VALUES (%s, %s, 1, now() AT TIME ZONE 'UTC', 1, now() AT TIME ZONE 'UTC')
@@ -61,7 +60,7 @@ class BusSender:
 
     def notify(self, payload, channel="imbus"):
         """Send one notification with any text as payload."""
-        self._transaction(self._system_database, "SELECT pg_notify(%s, %s)", (channel, payload))
+        self._transaction(self._stack.system_database, "SELECT pg_notify(%s, %s)", (channel, payload))
 
     def close(self):
         while self._connections:
@@ -70,7 +69,8 @@ class BusSender:
     def _transaction(self, database, query, params):
         connection = self._connections.pop(database, None)
         if connection is None or _is_lost(connection):
-            connection = self._connect(database)
+            login = {"user": self._through.user, "password": self._through.password}
+            connection = self._through.connect(database, **login, application_name="tests")
         try:
             with connection, connection.cursor() as cr:
                 cr.execute(query, params)

@@ -153,13 +153,7 @@ class Stack:
 
     def sender(self, direct=False):
         """Return a new :class:`~.sender.BusSender`, through the pooler unless ``direct``."""
-        through = self.server if direct or not self.pooler else self.pooler
-        return BusSender(
-            self.series,
-            self.database,
-            lambda dbname: through.connect(dbname, through.user, through.password, application_name="tests"),
-            self.system_database,
-        )
+        return BusSender(self, self.server if direct or not self.pooler else self.pooler)
 
     def send(self, channel, message):
         """Send a message as Odoo does, through the pooler; see :meth:`.BusSender.send`."""
