@@ -37,7 +37,6 @@ class Connections(NamedTuple):
 class Facts(NamedTuple):
     """What was measured with one Odoo."""
 
-    stored: int  # rows in bus_bus
     delivered: int  # in time
     reloaded: int  # only after the client has subscribed again
     repeated: int
@@ -80,7 +79,6 @@ def measure(stack, tell, shares):
         tell("the client reconnects, as after reloading the page: now it has %d" % len(client.received))
     all_ids = [received.id for received in client.received]
     return Facts(
-        stored=_count_rows(stack, known),
         delivered=len(in_time),
         reloaded=len(set(all_ids)) - len(in_time),
         repeated=len(all_ids) - len(set(all_ids)),
@@ -143,10 +141,6 @@ def _arrive(client, count, deadline):
         return client.wait_for_count(count, deadline)
     except TimeoutError:
         return None
-
-
-def _count_rows(stack, known):
-    return stack.server.value("SELECT count(*) FROM bus_bus WHERE id > %s", (known,), stack.database)
 
 
 def _connections(stack):
