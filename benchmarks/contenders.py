@@ -5,6 +5,8 @@ import contextlib
 import sys
 import time
 
+import psycopg2
+
 from stack.archive import kept
 from stack.commands import run
 from stack.stack import ADDON, Stack
@@ -73,16 +75,16 @@ def settle(stack, count):
         wait_until(lambda: len(stack.direct_connections()) == count, _SETTLED, interval=0.2)
 
 
-def wait_for_push(stack, channel, client):
-    """Send messages to ``channel`` until one of them arrives at ``client``."""
+def wait_for_push(stack, channel, client, deadline=60):
+    """Send messages to ``channel`` until one of them arrives at ``client``; the server may be away meanwhile."""
 
     def one_arrives():
         message = "proof %f" % time.monotonic()
-        stack.send(channel, message)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, psycopg2.Error):
+            stack.send(channel, message)
             return client.wait_for(message, 0.5)
 
-    wait_until(one_arrives, 60, "the first push", 0.1, stack.odoo.log_tail)
+    wait_until(one_arrives, deadline, "the first push", 0.1, stack.odoo.log_tail)
 
 
 def oca_addon():

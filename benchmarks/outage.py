@@ -10,7 +10,7 @@ import psycopg2
 
 from stack.waiting import wait_until
 
-from .contenders import new_stack, start
+from .contenders import new_stack, start, wait_for_push
 from .figures import spread
 
 TITLE = "Outage, Odoo 19.0"
@@ -157,13 +157,7 @@ class _Client:
 
     def prove(self):
         """Return when pushes arrive."""
-
-        def one_arrives():
-            proof = "proof %f" % time.monotonic()
-            self.send(proof)
-            return self.has_all([proof], 0.5)
-
-        wait_until(one_arrives, _LONGEST, "a push", 0.1, self._stack.odoo.log_tail)
+        wait_for_push(self._stack, self.channel, self._client, _LONGEST)
 
     def has_all(self, messages, seconds):
         """Return whether all of ``messages`` arrive within ``seconds``."""
