@@ -88,13 +88,7 @@ class PgBouncer(Pooler):
     def admin(self, command):
         """Run a command of the admin console; return its rows as dicts, if it has any."""
         connection = self.connect("pgbouncer", ADMIN, ADMIN_PASSWORD, cursor_factory=RealDictCursor)
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cr:
-                cr.execute(command)
-                return [dict(row) for row in cr.fetchall()] if cr.description else None
-        finally:
-            connection.close()
+        return postgres.execute(connection, command)
 
     def show(self, what):
         """Return the rows of ``SHOW <what>`` as dicts: ``servers``, ``clients``, ``pools``, ``config`` ..."""

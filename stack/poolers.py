@@ -5,18 +5,15 @@ Not every Debian has these: 12 has pgpool-II, sid has Odyssey too. What is known
 
 from pathlib import Path
 
-import psycopg2
-
-from .postgres import PASSWORD, USER
-from .process import Process, server_user
+from .postgres import PASSWORD, USER, Server
 from .servers import program
 
 # Of the configurations.
 _HERE = Path(__file__).parent
 
 
-class Pooler(Process):
-    """A pooler on its own port of 127.0.0.1, by which all databases of ``server`` are reached.
+class Pooler(Server):
+    """A pooler, by which all databases of ``server`` are reached.
 
     :param server: the PostgreSQL it logs in to
     :param user: name under which clients log in
@@ -25,25 +22,14 @@ class Pooler(Process):
     """
 
     def __init__(self, server, user=USER, password=PASSWORD, settings=None):
-        super().__init__(run_as=server_user())
-        self.host = "127.0.0.1"
-        self.port = self.take_port()
+        super().__init__(user, password)
         self.server = server
-        self.user = user
-        self.password = password
         self.settings = dict(settings or {})
 
-    def is_up(self):
-        try:
-            self.connect().close()
-        except psycopg2.OperationalError:
-            return False
-        return True
-
-    def connect(self, dbname="postgres", user=None, password=None, **parameters):
-        """Return a new psycopg2 connection through the pooler, by default as Odoo's role."""
-        login = {"user": user or self.user, "password": password or self.password}
-        return psycopg2.connect(host=self.host, port=self.port, dbname=dbname, **login, **parameters)
+    def configuration(self, **more):
+        """Return our configuration file for this program, with the places filled in."""
+        places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port, **more}
+        return (_HERE / (self.name + ".conf")).read_text() % places
 
 
 class Odyssey(Pooler):
@@ -61,8 +47,7 @@ class Odyssey(Pooler):
 
     def prepare(self):
         settings = "\n".join("%s %s" % setting for setting in self.settings.items())
-        places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port, "settings": settings}
-        (self.folder / "odyssey.conf").write_text((_HERE / "odyssey.conf").read_text() % places)
+        (self.folder / "odyssey.conf").write_text(self.configuration(settings=settings))
 
 
 class PinningOdyssey(Odyssey):
@@ -87,9 +72,8 @@ class Pgpool(Pooler):
         return [self.program(), "-n", *files]
 
     def prepare(self):
-        places = {**vars(self), "server_host": self.server.host, "server_port": self.server.port}
         files = {
-            "pgpool.conf": (_HERE / "pgpool.conf").read_text() % places,
+            "pgpool.conf": self.configuration(),
             "pool_hba.conf": "host all all 127.0.0.1/32 scram-sha-256\n",
             "pool_passwd": "%s:TEXT%s\n" % (self.user, self.password),
             "pcp.conf": "",

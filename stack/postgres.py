@@ -49,7 +49,41 @@ def libpq_parameters(place, dbname="postgres"):
     return {"host": place.host, "port": place.port, "user": USER, "password": PASSWORD, "dbname": dbname}
 
 
-class PostgreSQL(Process):
+def execute(connection, query, params=None):
+    """Run ``query`` outside of a transaction, and close the connection; return the rows, if it has any."""
+    with contextlib.closing(connection):
+        connection.autocommit = True
+        with connection.cursor() as cr:
+            cr.execute(query, params)
+            return cr.fetchall() if cr.description else None
+
+
+class Server(Process):
+    """What can be connected to as to PostgreSQL, on its own port of 127.0.0.1."""
+
+    def __init__(self, user=USER, password=PASSWORD):
+        super().__init__(run_as=server_user())
+        self.host = "127.0.0.1"
+        self.port = self.take_port()
+        # of Odoo
+        self.user = user
+        self.password = password
+
+    def is_up(self):
+        try:
+            self.connect().close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def connect(self, dbname="postgres", user=None, password=None, **parameters):
+        """Return a new psycopg2 connection, by default as Odoo's role."""
+        place = {"host": self.host, "port": self.port, "dbname": dbname}
+        login = {"user": user or self.user, "password": password or self.password}
+        return psycopg2.connect(**place, **login, **parameters)
+
+
+class PostgreSQL(Server):
     """A PostgreSQL cluster of its own, on its own port of 127.0.0.1.
 
     It has the superuser ``postgres`` and the role ``odoo``, which may log in and create databases.
@@ -64,10 +98,7 @@ class PostgreSQL(Process):
     stop_signal = _STOP_SIGNALS["fast"]
 
     def __init__(self, settings=None, archive=None, programs=None):
-        super().__init__(run_as=server_user())
-        self.host = "127.0.0.1"
-        self.port = self.take_port()
-        self.user, self.password = USER, PASSWORD  # of Odoo
+        super().__init__()
         self.settings = dict(settings or {})
         self.data = self.folder / "data"
         self.programs = programs or postgres_programs()
@@ -75,13 +106,6 @@ class PostgreSQL(Process):
 
     def command(self):
         return [self.programs / "postgres", "-D", self.data]
-
-    def is_up(self):
-        try:
-            self.connect("postgres").close()
-        except psycopg2.OperationalError:
-            return False
-        return True
 
     def prepare(self):
         if not self.data.exists():
@@ -103,20 +127,13 @@ class PostgreSQL(Process):
         self.execute("SELECT pg_reload_conf()")
 
     def connect(self, dbname="postgres", user=SUPERUSER, password=SUPERUSER_PASSWORD, **parameters):
-        """Return a new psycopg2 connection straight to the server."""
-        place = {"host": self.host, "port": self.port, "dbname": dbname}
-        return psycopg2.connect(**place, user=user, password=password, **parameters)
+        """Return a new psycopg2 connection, by default as superuser."""
+        return super().connect(dbname, user, password, **parameters)
 
     def execute(self, query, params=None, dbname="postgres"):
         """Run ``query`` as superuser, outside of a transaction; return its rows, named tuples, if it has any."""
         connection = self.connect(dbname, application_name="tests", cursor_factory=NamedTupleCursor)
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cr:
-                cr.execute(query, params)
-                return cr.fetchall() if cr.description else None
-        finally:
-            connection.close()
+        return execute(connection, query, params)
 
     def value(self, query, params=None, dbname="postgres"):
         """Return the first value of the first row of :meth:`execute`."""
