@@ -6,7 +6,6 @@ installed; default: the newest.
 
 import functools
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def postgres_programs(version=None):
     if not version:
         return _newest_postgres()
     folder = _FOLDER / version / "bin"
-    if not _has_server(folder):
+    if not (folder / "initdb").exists():
         raise RuntimeError("there is no PostgreSQL %s in %s; apt.postgresql.org has all versions" % (version, _FOLDER))
     return folder
 
@@ -34,15 +33,11 @@ def postgres_programs(version=None):
 @functools.cache
 def _newest_postgres():
     ensure_packages("postgresql")
-    folders = sorted(_FOLDER.glob("*/bin"), key=lambda path: int(re.match(r"\d*", path.parent.name)[0] or 0))
-    found = [folder for folder in [*map(Path, reversed(os.get_exec_path())), *folders] if _has_server(folder)]
-    if not found:
+    found = sorted(_FOLDER.glob("[0-9]*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    initdb = found[-1] if found else shutil.which("initdb")
+    if initdb is None:
         raise RuntimeError("no PostgreSQL server found: neither in %s nor on PATH" % _FOLDER)
-    return found[-1]
-
-
-def _has_server(folder):
-    return os.access(folder / "initdb", os.X_OK)
+    return Path(initdb).parent
 
 
 @functools.cache
