@@ -30,8 +30,6 @@ TOOLS_STAMP := $(TOOLS)/stamp
 # An old release of pylint-odoo, which can't be installed beside the tools.
 PYLINT_7 := .stack/pylint-7
 PYLINT_7_STAMP := $(PYLINT_7)/stamp
-BENCH := .stack/bench
-BENCH_STAMP := $(BENCH)/stamp
 
 # Debian's packages that a target needs: who has neither root nor sudo is told of all of them at once.
 PACKAGES = python3-venv
@@ -80,8 +78,8 @@ soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything 
 fresh: $(TOOLS_STAMP) ## "demo" and "test" in minimal systems of Debian, as a newcomer has them; as root
 	@exec $(TOOLS_PYTHON) -m tools.fresh $(ARGS)
 
-bench: $(BENCH_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
-	@exec $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+bench: $(TOOLS_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
+	@exec $(TOOLS_PYTHON) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 mutants: $(TOOLS_STAMP) ## plant faults in the addon, JOBS=2 at a time: are they found? (ARGS="names of some")
 	@exec $(TOOLS_PYTHON) -m tests.mutants --jobs "$(JOBS)" $(ARGS)
@@ -130,16 +128,14 @@ ifneq ($$(file < $(1)),$$(CURDIR))
 .PHONY: $(1)
 endif
 endef
-$(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
+$(foreach stamp,$(TOOLS_STAMP) $(PYLINT_7_STAMP),$(eval $(call is_out_of_date_elsewhere,$(stamp))))
 # Does not know the syntax trees of Python 3.14 and later, so that the tools look for an older one.
 $(PYLINT_7_STAMP): | $(TOOLS_STAMP)
-# Constraints of it.
-$(BENCH_STAMP): tools/requirements/tools.txt
 packages:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed")'
 	@$(BASE_PYTHON) -m stack.system $(PACKAGES)
 
-$(TOOLS_STAMP) $(PYLINT_7_STAMP) $(BENCH_STAMP): .stack/%/stamp: tools/requirements/%.txt | packages
+$(TOOLS_STAMP) $(PYLINT_7_STAMP): .stack/%/stamp: tools/requirements/%.txt | packages
 	@echo 'installing $* ...' >&2
 	@python=$(if $(filter pylint-7,$*),$$($(TOOLS_PYTHON) -m stack.pythons 3.13 3.12 3.11 3.10 3.9),$(BASE_PYTHON)); \
 		$$python -m venv --clear .stack/$*

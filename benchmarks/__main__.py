@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [PART ...]
 
 Without a part all are measured. Each part is written to ``benchmarks/results.json`` as soon as it is there, and the
-tables and pictures at the end. A part that fails ends the run.
+tables at the end. A part that fails ends the run.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import datetime
 import sys
 import time
 
-from . import plots, report, versions
+from . import report, versions
 
 
 def main():
@@ -39,7 +39,6 @@ def bench(names, quick):
         report.save(results)
         _tell("%s: done in %d s" % (name, seconds))
     print("\n" + report.write_tables(results))
-    plots.draw(results)
 
 
 def _now():

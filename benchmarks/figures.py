@@ -2,8 +2,6 @@
 
 import statistics
 
-import numpy
-
 
 def spread(samples, digits=3):
     """Return median, least and greatest of ``samples``; None if there are none."""
@@ -14,7 +12,8 @@ def spread(samples, digits=3):
 
 def milliseconds(samples, percents):
     """Return these percentiles of ``samples``, which are in seconds, in ms."""
-    return [round(float(figure) * 1000, 3) for figure in numpy.percentile(samples, percents)]
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    return [round(cuts[percent - 1] * 1000, 3) for percent in percents]
 
 
 def ratio(samples, base, blocks=10):

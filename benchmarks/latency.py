@@ -98,7 +98,6 @@ def _row(contender, pushes, base, late):
         "ratio": ratio(after, base_after),
         "with COMMIT: p50 ms": milliseconds(whole, [50])[0],
         "with COMMIT: ratio": ratio(whole, base_whole),
-        "_curve": milliseconds(after, range(101)),
     }
 
 

@@ -19,8 +19,6 @@ FAULTS = ("kill", "restart", "garbage")
 _LONGEST = 80.0
 # The stream is fast at first, to measure short outages, but must not fill the database in long ones.
 _FAST_FOR, _FAST, _SLOW = 2.0, 0.01, 0.1
-# The time that the picture shows, before and after the kill.
-_BEFORE, _AFTER = 3.0, 57.0
 
 
 def run(quick, tell):
@@ -32,16 +30,13 @@ def run(quick, tell):
     back" counts lone messages that arrived only with that other one. "lost" counts messages of the stream that had not
     arrived 5 s after the first push, and lone messages that never arrived. The contenders that sleep for 50 s after an
     error have each fault at the same time; this addon has its faults while they sleep. A client that Odoo throws out
-    comes back, as a browser does. For the picture, a message is sent each 100 ms from 3 s before a kill to 57 s after
-    it.
+    comes back, as a browser does.
     """
     keys = ("c", "e") if quick else ("a", "c", "d", "e")
     with contextlib.ExitStack() as exits, concurrent.futures.ThreadPoolExecutor(len(keys)) as pool:
         tell("starting %d stacks" % len(keys))
         stacks = start((new_stack(key, statements=True, workers=1) for key in keys), exits)
         trials = dict(zip(keys, (_Trial(stack, exits) for stack in stacks)))
-        tell("a kill, for the picture")
-        timelines = dict(zip("ce", pool.map(_Trial.timeline, (trials["c"], trials["e"]))))
         for fault in FAULTS[:1] if quick else FAULTS:
             tell(fault)
             asleep = {key: threading.Event() for key in keys if key != "e"}
@@ -50,8 +45,7 @@ def run(quick, tell):
                 event.wait(_LONGEST)
             mine = trials["e"].repeat(fault, 3 if quick else 10)
             for key in keys:
-                row = _row(key, fault, mine if key == "e" else others[key].result())
-                yield TITLE, {**row, "_arrived": timelines.get(key)} if fault == "kill" else row
+                yield TITLE, _row(key, fault, mine if key == "e" else others[key].result())
 
 
 def _row(key, fault, outages):
@@ -84,16 +78,6 @@ class _Trial:
         finally:
             if asleep:
                 asleep.set()
-
-    def timeline(self):
-        """Return the seconds after a kill at which messages arrived that are sent all the time."""
-        backend = self._listening_backend()
-        with _Stream(self._stack, self._flow.channel, fast_for=0) as stream:
-            time.sleep(_BEFORE)
-            self._cause("kill", 0, backend)
-            killed = time.monotonic()
-            time.sleep(_AFTER)
-        return [round(at - killed, 3) for at in sorted(self._arrived(stream))]
 
     def _once(self, fault, number, asleep):
         backend = self._listening_backend()

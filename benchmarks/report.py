@@ -1,4 +1,4 @@
-"""From ``results.json`` to the tables in ``results.rst`` and to the pictures."""
+"""From ``results.json`` to the tables in ``results.rst``."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ RESULTS = FOLDER / "results.json"
 TABLES = FOLDER / "results.rst"
 
 #: name -> function that measures it. ``function(quick, tell)`` yields pairs: the title of a table and a row of it, a
-#: dictionary. Columns that begin with "_" are for pictures only. The results quote the docstring of the function.
+#: dictionary. The results quote the docstring of the function.
 PARTS = {
     "latency": latency.run,
     "sharing": latency.run_sharing,
@@ -106,7 +106,7 @@ def _titled(title):
 
 def _table(rows):
     """Return the lines of a simple table of reStructuredText."""
-    columns = list(dict.fromkeys(column for row in rows for column in row if not column.startswith("_")))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[_escaped(_cell(column, row.get(column))) for column in columns] for row in rows]
     headings = ["\\ " if column == "contender" else column or "\\ " for column in columns]
     table = tabulate(cells, headings, tablefmt="rst", disable_numparse=True)
