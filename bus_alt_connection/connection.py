@@ -186,23 +186,23 @@ class Connection(object):
             too_late = time.monotonic() >= deadline
 
 
-def connect(parameters, kind=Connection, last=()):
-    """Return a `Connection`, or an instance of ``kind``, to the first of `attempts` that succeeds.
+def connect(parameters, session_type=Connection, last=()):
+    """Return a `Connection`, or a ``session_type``, to the first of `attempts` that succeeds.
 
     Addresses in the sequence ``last`` are tried last, in that order. Raises ``psycopg2.OperationalError``
     with the error of each address; its attribute ``reasons`` is the list of these errors.
     """
-    return tasks.finish(opening(parameters, kind, last))
+    return tasks.finish(opening(parameters, session_type, last))
 
 
-def opening(parameters, kind=Connection, last=()):
+def opening(parameters, session_type=Connection, last=()):
     """A task: `connect`. Only the resolution of host names may block."""
     reasons = []
     problems = []
     order = {known: number for number, known in enumerate(last)}
     for attempt in sorted(attempts(parameters), key=lambda each: order.get(place(each), -1)):
         try:
-            return (yield from kind.opening(attempt))
+            return (yield from session_type.opening(attempt))
         except psycopg2.Error as error:
             reasons.append(error)
             problems.append("%s: %s" % (address(attempt), error))

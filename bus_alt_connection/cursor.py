@@ -329,8 +329,8 @@ def forward(connection, feed):
         return property(lambda self: getattr(feed, name), lambda self, value: setattr(feed, name, value))
 
     names = [name for name in dir(extensions.connection) if not name.startswith("__")]
-    kind = type(connection)
-    connection.__class__ = type(kind.__name__, (kind,), {name: forwarding(name) for name in names})
+    own_class = type(connection)
+    connection.__class__ = type(own_class.__name__, (own_class,), {name: forwarding(name) for name in names})
 
 
 class _ListeningCursor(object):

@@ -537,7 +537,7 @@ def _namespaces(pid="self"):
 
     The mount namespace does not count: systemd's PrivateTmp gives each service its own, but services should share.
     """
-    return [os.stat("/proc/%s/ns/%s" % (pid, kind)).st_ino for kind in ("pid", "user")]
+    return [os.stat("/proc/%s/ns/%s" % (pid, name)).st_ino for name in ("pid", "user")]
 
 
 @contextlib.contextmanager
