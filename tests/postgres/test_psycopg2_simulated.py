@@ -61,9 +61,8 @@ class Simulated:
         names = zip(("primary", "standby", "nobody"), [*servers, servers[0]])
         paths = {name: network.Path(name, server) for name, server in names}
         paths["nobody"].refusing = True
-        kernel.K.world = types.SimpleNamespace(
-            paths=paths, next_backend_pid=lambda: kernel.K.rng.getrandbits(20), note_connect=lambda process, path: None
-        )
+        watch = types.SimpleNamespace(connected=lambda process, path: None)
+        kernel.K.world = types.SimpleNamespace(paths=paths, watch=watch)
 
     def connect(self, database="bus", place="primary"):
         return client.Connection(async_=1, host=place, dbname=database)

@@ -47,7 +47,7 @@ class Connection:
         self.notifies, self.notices, self.closed, self.async_ = [], [], 0, 1
         self.process_name, self.database = self._process.name, dbname
         self.rows, self._waiting, self._backend_pid = None, True, None
-        kernel.K.world.note_connect(self._process, self.path)
+        kernel.K.world.watch.connected(self._process, self.path)
         self.link.carry(TO_SERVER, lambda: self.path.target.connect(self.link, dbname))
         kernel.point()
 

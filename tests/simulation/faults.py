@@ -6,10 +6,12 @@ of the fault. ``together`` is what counts if there are other faults at the same 
 
 import collections
 import contextlib
+import functools
+import math
 import socket
 
 from . import kernel, odoo, pooler, postgres
-from .machine import Process, Socket, socket_names
+from .machine import Process, Socket
 from .network import Path
 
 SENT, OVER = "sent", "over"
@@ -22,8 +24,9 @@ _GARBAGE_TO_LEADERS = b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["\\ud800"
 _ADMIN = "terminating connection due to administrator command"
 
 #: ``late``: a word above; ``judged``: from when on; ``late_together`` and ``together``: the same with other faults;
-#: ``is_setting``: whether it holds during the whole run; ``lasts``: seconds, None if that is left to the run
-Kind = collections.namedtuple("Kind", "name begin late judged late_together together is_setting lasts")
+#: ``cause``: what the log may say of it, see `invariants`; ``is_setting``: whether it holds during the whole run;
+#: ``lasts``: seconds, None if that is left to the run
+Kind = collections.namedtuple("Kind", "name begin late judged late_together together cause is_setting lasts")
 
 #: all kinds by name
 KINDS = {}
@@ -43,11 +46,25 @@ def limit(late, world):
     }[late]
 
 
-def _kind(late, judged=SENT, late_together=None, together=OVER, is_setting=False, lasts=None):
+def _kind(late, judged=SENT, late_together=None, together=OVER, cause=None, is_setting=False, lasts=None):
     def register(function):
         judgement = (late, judged, late_together or late, together)
-        KINDS[function.__name__] = Kind(function.__name__, function, *judgement, is_setting, lasts)
+        KINDS[function.__name__] = Kind(function.__name__, function, *judgement, cause, is_setting, lasts)
         return function
+
+    return register
+
+
+def _kind_of_process(late, together=SENT, **judgement):
+    """A kind of fault that a process has: the function gets that in place of the world, and is not called without."""
+
+    def register(function):
+        @functools.wraps(function)
+        def begin(world):
+            process = _victim(world)
+            return process and function(process)
+
+        return _kind(late, together=together, **judgement)(begin)
 
     return register
 
@@ -72,20 +89,14 @@ def direct_way_is_full(world):
     return path.heal
 
 
-@_kind(CHECKED, together=SENT)
+@_kind(CHECKED, together=SENT, cause="silent")
 def direct_way_swallows(world):
-    path = world.direct_path
-    path.swallow()
-    world.happens("silent")
-    return lambda: (path.heal(), world.happens("silent"))
+    return _swallow(world.direct_path)
 
 
-@_kind(CHECKED, together=SENT)
+@_kind(CHECKED, together=SENT, cause="silent")
 def direct_way_is_slow(world):
-    path = world.direct_path
-    path.latency = world.rng.choice((0.05, 0.6, 3))
-    world.happens("silent")
-    return lambda: (path.heal(), world.happens("silent"))
+    return _slow_down(world, world.direct_path)
 
 
 @_kind(AT_ONCE, together=SENT)
@@ -93,11 +104,10 @@ def direct_way_is_cut(world):
     _cut_all(world, world.direct_path, 0.9)
 
 
-@_kind(CHECKED, together=SENT)
+@_kind(CHECKED, together=SENT, cause="silent")
 def connections_die_silently(world):
     """Those that exist are dead for good; later ones work."""
     silent = world.rng.random() < 0.7
-    world.happens("silent")
     for link in list(world.direct_path.links):
         if not link.over and world.rng.random() < 0.8:
             link.lose(silent)
@@ -114,14 +124,20 @@ def pooler_way_refuses(world):
 
 @_kind(AT_ONCE)
 def pooler_way_swallows(world):
-    path = world.paths["pooler"]
-    path.swallow()
-    return path.heal
+    return _swallow(world.paths["pooler"])
 
 
 @_kind(AT_ONCE)
 def pooler_way_is_slow(world):
-    path = world.paths["pooler"]
+    return _slow_down(world, world.paths["pooler"])
+
+
+def _swallow(path):
+    path.swallow()
+    return path.heal
+
+
+def _slow_down(world, path):
     path.latency = world.rng.choice((0.05, 0.6, 3))
     return path.heal
 
@@ -173,16 +189,21 @@ def database_is_disabled(world):
     """The pooler refuses one database."""
     name = world.rng.choice(world.databases)
     world.pooler.disabled.add(name)
-    world.stops_answering(name)
+    world.answering_since[name] = math.inf
     for client in list(world.pooler.clients):
         if client.database == name:
             client.drop()
 
     def end():
         world.pooler.disabled.discard(name)
-        world.answers_again(name)
+        _answers_again(world, name)
 
     return end
+
+
+def _answers_again(world, name):
+    # What could not be looked up is tried again after 10 s at most.
+    world.answering_since[name] = world.now + 10
 
 
 # The server
@@ -196,12 +217,12 @@ def bus_is_locked(world):
     _have_looked_up(world)
     for name in names:
         world.cluster.lock(name)
-        world.stops_answering(name)
+        world.answering_since[name] = math.inf
 
     def end():
         for name in names:
             world.cluster.unlock(name)
-            world.answers_again(name)
+            _answers_again(world, name)
 
     return end
 
@@ -227,46 +248,43 @@ def server_restarts(world):
     return world.start_server
 
 
-@_kind(CHECKED, judged=OVER)
+@_kind(CHECKED, judged=OVER, cause="silent")
 def server_restarts_silently(world):
     """The machine dies: no connection is told so, except for the pooler's."""
     if not world.cluster.up:
         return None
-    world.happens("silent")
     world.cluster.stop(None, silently=True)
+    return _start_now_or_later(world)
+
+
+def _start_now_or_later(world):
     if world.rng.random() < 0.5:
         world.start_server()
         return None
     return world.start_server
 
 
-@_kind(CHECKED, judged=OVER)
+@_kind(CHECKED, judged=OVER, cause="silent")
 def fails_over(world):
     """Another server takes over, which may lack what was committed last."""
     if not world.cluster.up or world.server.former:
         return None
-    world.happens("silent")
     world.cluster.stop(None, silently=world.rng.random() < 0.5)
-    world.lose_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5, 30))))
-    if world.rng.random() < 0.5:
-        world.start_server()
-        return None
-    return world.start_server
+    world.watch.forget_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5, 30))))
+    return _start_now_or_later(world)
 
 
-@_kind(CHECKED, judged=OVER)
+@_kind(CHECKED, judged=OVER, cause="split")
 def old_primary_stays(world):
     """Another server takes over, but the direct way still leads to the former one."""
     if not world.cluster.up or world.server.former:
         return None
-    world.happens("split")
     world.server.former = world.cluster.left_behind()
     world.cluster.stop(None)
-    world.lose_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5))))
+    world.watch.forget_rows(world.cluster.lag_behind(world.rng.choice((0.0, 0.5, 5))))
     world.start_server()
 
     def end():
-        world.happens("split")
         former, world.server.former = world.server.former, None
         if former:
             former.stop(world.rng.choice((None, _ADMIN)))
@@ -274,111 +292,88 @@ def old_primary_stays(world):
     return end
 
 
-@_kind(POLLED, together=SENT)
+@_kind(POLLED, together=SENT, cause="standby")
 def standby(world):
     """The direct way leads to a standby, and everybody there is let go."""
-    world.happens("standby")
-    world.cluster.standby = True
+    end = _holds(world.cluster, "standby")
     for backend in list(world.cluster.backends):
         if backend.is_direct:
             backend.terminate(_ADMIN)
-
-    def end():
-        world.happens("standby")
-        world.cluster.standby = False
-
     return end
 
 
 @_kind(AT_ONCE, together=SENT)
 def database_is_added(world):
     if len(world.databases) < 12:
-        world.add_database("d%d" % (len(world.databases) + 1))
+        world.add_database()
 
 
 # Processes
 
 
-@_kind(LEFT, together=SENT)
-def process_is_killed(world):
-    process = _victim(world)
-    if process:
-        process.kill()
-        world.replace_later(process, world.rng.choice((0, 0.1, 5)))
+@_kind_of_process(LEFT)
+def process_is_killed(process):
+    process.kill()
+    process.world.replace_later(process, process.world.rng.choice((0, 0.1, 5)))
 
 
-@_kind(LEFT, together=SENT)
-def process_ends(world):
+@_kind_of_process(LEFT)
+def process_ends(process):
     """A process is told to end: its loops close their cursors. Another one takes its place."""
-    process = _victim(world)
-    if process:
-        process.ends = True
-        world.after(6, process.kill)
-        world.replace_later(process, world.rng.choice((6, 10)))
+    process.ends = True
+    process.world.after(6, process.kill)
+    process.world.replace_later(process, process.world.rng.choice((6, 10)))
 
 
-@_kind(LEFT, together=SENT)
-def fork_outlives_process(world):
+@_kind_of_process(LEFT)
+def fork_outlives_process(process):
     """A process is killed while a child of it, forked without exec, holds copies of its descriptors."""
-    process = _victim(world)
-    if process is None:
-        return None
     child = process.fork()
-    world.after(world.rng.choice((0, 0.5, 5)), process.kill)
-    world.replace_later(process, 6)
+    process.world.after(process.world.rng.choice((0, 0.5, 5)), process.kill)
+    process.world.replace_later(process, 6)
     return child.kill
 
 
-@_kind(AT_ONCE, together=SENT)
-def process_forks(world):
-    process = _victim(world)
-    return process and process.fork().kill
+@_kind_of_process(AT_ONCE)
+def process_forks(process):
+    return process.fork().kill
 
 
-@_kind(LEFT, together=SENT)
-def process_is_replaced(world):
+@_kind_of_process(LEFT)
+def process_is_replaced(process):
     """Another one begins before this one ends."""
-    process = _victim(world)
-    if process:
-        world.start_odoo(process.kind)
-        world.after(world.rng.choice((0, 0.1, 3)), process.kill)
+    process.world.start_odoo(process.kind)
+    process.world.after(process.world.rng.choice((0, 0.1, 3)), process.kill)
 
 
-@_kind(LEFT, together=SENT)
-def process_stands_still(world):
+@_kind_of_process(LEFT)
+def process_stands_still(process):
     """All its threads stop: SIGSTOP."""
-    process = _victim(world)
-    if process is None:
-        return None
     process.stop()
     return process.go_on
 
 
-@_kind(LEFT, together=SENT, lasts=(4, 12))
-def interpreter_is_held(world):
+@_kind_of_process(LEFT, lasts=(4, 12))
+def interpreter_is_held(process):
     """A call of C code keeps the interpreter for 4 to 12 s."""
-    return process_stands_still(world)
+    process.stop()
+    return process.go_on
 
 
-@_kind(LEFT, together=SENT)
-def loops_are_busy(world):
+@_kind_of_process(LEFT)
+def loops_are_busy(process):
     """Odoo's loops do something else for a while; in a gevent process nothing else runs either."""
-    process = _victim(world)
-    if process is None:
-        return None
     if process.kind == odoo.GEVENT:
-        return process_stands_still(world)
-    until = world.now + world.rng.expovariate(1 / 20)
-    for loop in ("bus", "cron0", "cron1"):
-        process.busy[loop] = until
+        process.stop()
+        return process.go_on
+    until = process.world.now + process.world.rng.expovariate(1 / 20)
+    process.busy.update(dict.fromkeys(odoo.LOOPS, until))
     return None
 
 
-@_kind(AT_ONCE, together=SENT)
-def loops_reopen(world):
-    process = _victim(world)
-    if process:
-        process.reopens |= {"bus", "cron0", "cron1"}
+@_kind_of_process(AT_ONCE)
+def loops_reopen(process):
+    process.reopens.update(odoo.LOOPS)
 
 
 @_kind(RECONNECTED, judged=OVER)
@@ -388,23 +383,20 @@ def machine_sleeps(world):
     return lambda: [process.go_on() for process in list(world.odoos)]
 
 
-@_kind(AT_ONCE, late_together=RECONNECTED)
-def no_descriptors_left(world):
-    process = _victim(world)
-    return process and _holds(process, "no_descriptors")
+@_kind_of_process(AT_ONCE, late_together=RECONNECTED, together=OVER)
+def no_descriptors_left(process):
+    return _holds(process, "no_descriptors")
 
 
-@_kind(AT_ONCE, together=SENT)
-def no_threads_left(world):
-    process = _victim(world)
-    return process and _holds(process, "no_threads")
+@_kind_of_process(AT_ONCE)
+def no_threads_left(process):
+    return _holds(process, "no_threads")
 
 
-@_kind(AT_ONCE, together=SENT)
-def log_blocks(world):
+@_kind_of_process(AT_ONCE)
+def log_blocks(process):
     """Each line of the log takes the thread that writes it 8 s."""
-    process = _victim(world)
-    return process and _holds(process, "log_seconds", 8.0, 0.0)
+    return _holds(process, "log_seconds", 8.0, 0.0)
 
 
 @_kind(AT_ONCE, together=SENT)
@@ -425,7 +417,7 @@ def garbage_to_leaders(world):
 
 
 def _send_garbage(world, machine):
-    for name in list(socket_names(machine)):
+    for name in [name for number, name in kernel.K.socket_names if number == machine]:
         for _follower in range(world.rng.choice((1, 50))):
             with contextlib.suppress(OSError):
                 follower = Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -475,7 +467,7 @@ def _lead_to_pooler(world, target):
     world.paths["direct"].target = target
 
 
-@_kind(CHECKED, together=SENT, is_setting=True)
+@_kind(CHECKED, together=SENT, cause="split", is_setting=True)
 def stale_primary_first(world):
     """The host list begins with a former primary that is still up."""
     stale = postgres.Server()
@@ -483,10 +475,9 @@ def stale_primary_first(world):
     stale.former.started = 500000
     world.paths["stale"] = Path("stale", stale)
     world.environ["IMDISPATCHER_DB_HOST"] = "stale,direct"
-    world.happens("split", forever=True)
 
 
 @_kind(AT_ONCE, together=SENT, is_setting=True)
 def many_databases(world):
-    for number in range(len(world.databases) + 1, 11):
-        world.add_database("d%d" % number)
+    while len(world.databases) < 10:
+        world.add_database()

@@ -5,10 +5,10 @@ asked once a simulated second. A value above its limit is a problem of the run.
 """
 
 import collections
+import math
 import re
 
 from . import kernel
-from .odoo import BUS_CHANNEL, CRON_CHANNEL  # noqa: F401
 
 LATE, LOST, DUPLICATED, SILENT = "late (s)", "lost", "duplicated", "silent (s)"
 CRON_LATE, CONNECTS, CONNECTIONS = "cron late (s)", "connects in 10 s", "connections"
@@ -70,9 +70,10 @@ class Watch:
         self._problems = collections.Counter()
         #: (process, loop) -> {what it waits for: _Sent or time}
         self._waiting = {}
-        #: process -> how often its bus loop received each channel, and since when duplicates count
+        #: process -> how often its bus loop received each channel
         self._received = collections.defaultdict(collections.Counter)
-        self._once_since = None
+        #: number of the last message that may come twice
+        self.counts_duplicates_after = math.inf
         self._flagged = set()
         self._connects = collections.defaultdict(collections.deque)
         self._lines = collections.defaultdict(collections.deque)
@@ -135,8 +136,7 @@ class Watch:
             self._judge(odoo, what, sent)
         received = self._received[odoo]
         received[what] += 1
-        began = self._once_since
-        if began is not None and received[what] > 1 and self._world.date_of.get(what, 0) > began:
+        if received[what] > 1 and int(what[1:]) > self.counts_duplicates_after:
             self.measure(DUPLICATED, received[what] - 1, 0, "%s got %s again" % (odoo.name, what))
 
     def lateness(self, process, since, until, databases, received_only=False):
@@ -191,7 +191,7 @@ class Watch:
     def _judged_since(self, odoo, loop, sent):
         """Return the time from which lateness counts, None while it does not."""
         world = self._world
-        since = max(sent.at, odoo.resumed, odoo.busy.get(loop, 0), world.answers_since(sent.row.database))
+        since = max(sent.at, odoo.resumed, odoo.busy.get(loop, 0), world.answering_since[sent.row.database])
         if world.judged_after_faults:
             since = max(since, world.faults_over)
         return since if since <= kernel.K.now and not odoo.stopped else None
@@ -250,12 +250,6 @@ class Watch:
             text = "%s has not got %s" % (odoo.name, ", ".join(missing[:5]))
             self.measure(LOST, len(missing), 0, text)
 
-    def begin_to_count_duplicates(self):
-        self._once_since = kernel.K.now
-
-    def stop_counting_duplicates(self):
-        self._once_since = None
-
     # Connections and lines of the log
 
     def count_lines(self, text):
@@ -310,7 +304,7 @@ _ADVICE = [
     ("another server", lambda world: world.recently("split"), "both ways lead to the same server"),
     ("pooler", lambda world: world.direct != "server", "the direct way leads to PostgreSQL"),
     ("standby", lambda world: world.recently("standby"), "no standby is there"),
-    ("silent", lambda world: world.recently("silent"), "the path was never silent"),
+    ("silent", lambda world: world.recently("silent") or not world.expects_direct, "the path was never silent"),
     ("on database", lambda world: True, ""),
 ]
 

@@ -7,6 +7,7 @@ timer when none can run. Therefore a seed determines a whole run.
 
 import collections
 import heapq
+import itertools
 import random
 import traceback
 
@@ -76,7 +77,10 @@ class Kernel:
         self.head_start = 0.0
         #: how often a task was given control, by name
         self.turns = collections.Counter()
-        self._runnable, self._timers, self._serial = [], [], 0
+        #: ``(machine, name)`` of a Unix socket: its listening end
+        self.socket_names = {}
+        self._runnable, self._timers = [], []
+        self._timer_number, self._numbers = itertools.count(), collections.Counter()
         self.set_preemption(0)
 
     def set_preemption(self, per_statement):
@@ -96,12 +100,16 @@ class Kernel:
         self.note("PROBLEM %s: %s" % (invariant, text))
         self.problems.append((self.now, invariant, text))
 
+    def number(self, what):
+        """Return the next number of what is numbered by itself: 1, 2, and so on."""
+        self._numbers[what] += 1
+        return self._numbers[what]
+
     # Timers and waiting
 
     def at(self, when, do):
         """Call ``do()`` at ``when``, outside of all tasks."""
-        self._serial += 1
-        heapq.heappush(self._timers, (max(when, self.now), self._serial, do))
+        heapq.heappush(self._timers, (max(when, self.now), next(self._timer_number), do))
 
     def after(self, seconds, do):
         self.at(self.now + seconds, do)

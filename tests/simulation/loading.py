@@ -130,8 +130,7 @@ def _build_class(function, name, *bases, **keywords):
 def _hash(self):
     values = object.__getattribute__(self, "__dict__")
     if "_simulated_hash" not in values:
-        kernel.K.next_hash = getattr(kernel.K, "next_hash", 0) + 1
-        values["_simulated_hash"] = kernel.K.next_hash
+        values["_simulated_hash"] = kernel.K.number("hash")
     return values["_simulated_hash"]
 
 
@@ -186,7 +185,7 @@ def _os(process, environ):
 
 def _socket():
     def addresses(host, port, *_args, **_kwargs):
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in kernel.K.world.resolve(host)]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))]
 
     return _Fake(socket, socket=machine.Socket, socketpair=machine.socketpair, getaddrinfo=addresses)
 

@@ -20,7 +20,7 @@ class Process:
     """A process of machine number ``machine``. Threads of a ``preempts`` process are real ones, others gevent's."""
 
     def __init__(self, name, preempts=True, machine=0):
-        self.pid = kernel.K.next_pid = getattr(kernel.K, "next_pid", 100) + 1
+        self.pid = 100 + kernel.K.number("process")
         self.name, self.preempts, self.machine = name, preempts, machine
         self.tasks, self.parked, self.descriptors = [], [], {}
         self.dead = self.stopped = False
@@ -127,9 +127,8 @@ class _SocketEnd(Description):
         return self.peer is None or self.peer.shut or self.peer.size < _ROOM / 2
 
     def closed(self):
-        names = _names()
-        if self.name and names.get(self.name) is self:
-            del names[self.name]
+        if self.name and kernel.K.socket_names.get(self.name) is self:
+            del kernel.K.socket_names[self.name]
         for waiting in self.queue or ():
             if waiting.peer:
                 waiting.peer.hang_up(errno.ECONNRESET)
@@ -142,18 +141,6 @@ class _SocketEnd(Description):
         kernel.K.wake(self.waiters)
 
 
-def _names():
-    """Return the abstract socket names of all machines: ``{(machine, name): end}``."""
-    if not hasattr(kernel.K, "socket_names"):
-        kernel.K.socket_names = {}
-    return kernel.K.socket_names
-
-
-def socket_names(machine):
-    """Return the names that are bound on a machine."""
-    return [name for number, name in _names() if number == machine]
-
-
 class Socket:
     """A Unix socket, SOCK_STREAM or SOCK_SEQPACKET."""
 
@@ -162,8 +149,7 @@ class Socket:
         self._end = end or _SocketEnd(stream=kind == real_socket.SOCK_STREAM)
         self._number = self._process.open(self._end)
         self._timeout = None
-        kernel.K.next_hash = getattr(kernel.K, "next_hash", 0) + 1
-        self._hash = kernel.K.next_hash
+        self._hash = kernel.K.number("hash")
 
     # By default it is the address in memory, which no seed determines.
     def __hash__(self):
@@ -205,16 +191,16 @@ class Socket:
 
     def bind(self, name):
         end, key = self._use(), (self._process.machine, name)
-        if key in _names():
+        if key in kernel.K.socket_names:
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        _names()[key], end.name = end, key
+        kernel.K.socket_names[key], end.name = end, key
 
     def listen(self, backlog=128):
         end = self._use()
         end.backlog, end.queue, end.peer_pid = backlog, collections.deque(), self._process.pid
 
     def connect(self, name):
-        end, listening = self._use(), _names().get((self._process.machine, name))
+        end, listening = self._use(), kernel.K.socket_names.get((self._process.machine, name))
         is_open = listening is not None and not listening.shut and listening.queue is not None
         if is_open and len(listening.queue) > listening.backlog:
             if self._timeout is not None:

@@ -11,19 +11,21 @@ from . import kernel, machine
 from .kernel import Task
 from .loading import Program, sleep
 from .machine import Process
+from .threads import Lock
 
 # How Odoo itself connects.
 _POOLED = {"host": "pooler", "port": 6432, "user": "odoo", "password": "s3cret"}
 GEVENT, CRON, THREADED = "gevent", "cron", "threaded"
+LOOPS = "bus", "cron0", "cron1"
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
 
 
 class Odoo(Process):
     """One process of Odoo: with gevent (the bus), a cron worker, or threaded (both)."""
 
-    def __init__(self, world, kind, environ=None):
-        number = world.next_process_number()
-        super().__init__("%s%d" % (kind, number), kind != GEVENT, world.rng.randrange(world.machines))
+    def __init__(self, world, kind):
+        name = "%s%d" % (kind, kernel.K.number("Odoo"))
+        super().__init__(name, kind != GEVENT, world.rng.randrange(world.machines))
         self.world, self.kind = world, kind
         #: told to end, or to open its cursors anew
         self.ends, self.reopens = False, set()
@@ -32,13 +34,12 @@ class Odoo(Process):
         #: of ``(when, database, payload)`` of what other addons heard on channel "orders"
         self.heard_elsewhere = []
         #: seconds that writing a line of the log takes
-        self.log_seconds = 0.0
+        self.log_seconds, self.log_lock = 0.0, Lock()
         self.program, self.installed = None, False
-        self._environ = dict(world.environ if environ is None else environ)
         Task(self, self._main, (), "%s/main" % self.name)
 
     def _main(self):
-        self.program = Program(self.world.addon, self, _odoo_modules(self), self._environ)
+        self.program = Program(self.world.addon, self, _odoo_modules(self), dict(self.world.environ))
         if self.world.feed_size:
             self.program.module("cursor").FEED_SIZE = self.world.feed_size
         self.program.module("patch").install()

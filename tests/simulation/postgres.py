@@ -169,7 +169,7 @@ class Backend:
 
     def __init__(self, cluster, database, is_direct):
         self.cluster, self.database, self.is_direct = cluster, database, is_direct
-        self.pid = kernel.K.world.next_backend_pid()
+        self.pid = 20000 + kernel.K.number("backend")
         self.listens, self.in_transaction, self._failed = set(), False, False
         self._timeouts, self._local_timeouts, self._notifications = {}, {}, []
         self.busy, self.client_name = False, "?"

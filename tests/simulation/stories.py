@@ -183,7 +183,7 @@ def failover_to_a_server_behind_loses_nothing_while_polling(addon):
     for _failover in range(10):
         one.rate = 20.0
         one.cluster.stop(None)
-        one.lose_rows(one.cluster.lag_behind(3))
+        one.watch.forget_rows(one.cluster.lag_behind(3))
         one.start_server()
         one.advance(10)
         one.rate = 0.2

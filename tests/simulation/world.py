@@ -1,15 +1,16 @@
 """A world: servers, ways, processes of Odoo and senders, and a plan of faults, all chosen by a seed."""
 
+import collections
 import gc
 import logging
-import socket
+import math
 
 from . import faults, invariants, kernel, postgres
 from .kernel import BEGIN, Kernel, Stuck
+from .loading import sleep
 from .network import Path
 from .odoo import BUS_CHANNEL, CRON, CRON_CHANNEL, GEVENT, THREADED, Odoo
 from .pooler import Pooler
-from .threads import Lock
 
 # Seconds: outages are short, medium or long.
 _OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 600))
@@ -48,6 +49,7 @@ class World:
         for kind in self.kinds:
             if kind.is_setting:
                 kind.begin(self)
+                self._last[kind.cause] = math.inf
         self._set_limits()
         self.watch = invariants.Watch(self)
         self.cluster.executed = self.watch.executed
@@ -86,8 +88,11 @@ class World:
             "IMDISPATCHER_POLL_INTERVAL": str(self.poll_interval),
             "IMDISPATCHER_SHARE": "1" if self.share else "0",
         }
-        self._serials = {"backend": 20000, "process": 0, "message": 0}
-        self._happened, self._silent_databases, self._answering_since = {}, set(), {}
+        self.last_message = 0
+        #: how many faults of each cause last, and when one of it was last seen
+        self._lasting, self._last = collections.Counter(), collections.Counter()
+        #: since when the rows of a database can be looked up; infinite: they cannot
+        self.answering_since = collections.Counter()
         #: what the direct way leads to: "server", or a kind of pooler
         self.direct = "server"
         self.cluster, self.server = postgres.Cluster(self.databases), postgres.Server()
@@ -95,8 +100,6 @@ class World:
         self.paths = {"direct": Path("direct", self.server), "pooler": Path("pooler", self.pooler)}
         #: when faults began or ended, and processes were born; infinite while a fault lasts
         self.fault_times, self.births, self.faults_over = [], [], BEGIN
-        #: when the rows of a channel were written
-        self.date_of = {}
         #: databases other than that of the bus where each process listens on channel "orders", as other addons do
         self.other_listeners = []
 
@@ -164,56 +167,17 @@ class World:
     def after(self, seconds, do):
         self.kernel.after(seconds, do)
 
-    def resolve(self, host):
-        if host not in self.paths:
-            raise socket.gaierror(-2, "Name or service not known")
-        return [host]
-
-    def next_backend_pid(self):
-        return self._next("backend")
-
-    def next_process_number(self):
-        self.births.append(self.now)
-        return self._next("process")
-
-    def note_connect(self, process, path):
-        self.watch.connected(process, path)
-
-    def happens(self, what, forever=False):
-        self._happened[what] = max(float("inf") if forever else self.now, self._happened.get(what, 0))
-
-    def recently(self, what):
-        """Return whether something happens, or has until recently; its beginning and end are both told."""
-        return self._happened.get(what, 0) > self.now - _RECENTLY - self.check_interval or self._lasts(what)
-
-    def _lasts(self, what):
-        return {
-            "split": self.server.former is not None,
-            "standby": self.cluster.standby,
-            "silent": self.direct_path.swallowing or self.direct_path.latency > 0.01,
-        }[what]
-
-    def stops_answering(self, database):
-        self._silent_databases.add(database)
-
-    def answers_again(self, database):
-        self._silent_databases.discard(database)
-        # What could not be looked up is tried again after 10 s at most.
-        self._answering_since[database] = self.now + 10
-
-    def answers_since(self, database):
-        """Return since when the rows of ``database`` can be looked up; infinite: they cannot."""
-        return float("inf") if database in self._silent_databases else self._answering_since.get(database, 0)
+    def recently(self, cause):
+        """Return whether a fault of that cause lasts, or has until recently."""
+        return self._lasting[cause] > 0 or self._last[cause] > self.now - _RECENTLY - self.check_interval
 
     def start_server(self):
         if not self.cluster.up:
             self.cluster.start()
             self.pooler.serve()
 
-    def lose_rows(self, rows):
-        self.watch.forget_rows(rows)
-
-    def add_database(self, name):
+    def add_database(self):
+        name = "d%d" % (len(self.databases) + 1)
         self.databases.append(name)
         self.cluster.add_database(name)
         # What Odoo never used nobody asks for; so each process works on it before anything is sent.
@@ -222,14 +186,11 @@ class World:
                 kernel.Task(process, process.work_on, ([name],), "%s/request" % process.name)
 
     def start_odoo(self, kind):
+        self.births.append(self.now)
         return Odoo(self, kind)
 
     def replace_later(self, process, seconds):
         self.after(seconds, lambda: len(self.odoos) < len(self.processes) and self.start_odoo(process.kind))
-
-    def _next(self, what):
-        self._serials[what] += 1
-        return self._serials[what]
 
     # Senders
 
@@ -253,10 +214,9 @@ class World:
 
     def _write(self, transaction, number):
         for _row in range(number if transaction.alive else 0):
-            serial = self._next("message")
-            channel = '["%s","c%d"]' % (transaction.database, serial)
-            transaction.write(channel, serial, savepoint=self.rng.random() < 0.3)
-            self.date_of["c%d" % serial] = self.now
+            self.last_message += 1
+            channel = '["%s","c%d"]' % (transaction.database, self.last_message)
+            transaction.write(channel, self.last_message, savepoint=self.rng.random() < 0.3)
 
     def _commit(self, transaction):
         rows = transaction.end(commit=self.rng.random() < 0.97)
@@ -325,7 +285,7 @@ class World:
                 self.after(self.rng.uniform(0, 12), lambda kind=kind: self.happen(kind, self._outage(kind)))
             self.faults_over = float("inf") if kinds else self.now
             self.advance(15)
-            while self._lasting:
+            while sum(self._lasting.values()):
                 self.advance(1)
         else:
             self._make_all_trouble(kinds)
@@ -344,58 +304,41 @@ class World:
             self.kernel.at(at, lambda kind=kind, lasts=lasts: self.happen(kind, lasts))
         self.advance(seconds)
 
-    _lasting = 0
-
     def happen(self, kind, seconds):
         """Begin a fault of ``kind`` and end it after ``seconds``."""
         self.kernel.note("FAULT %s for %.1f s" % (kind.name, seconds))
         self.fault_times.append(self.now)
-        self.faults_over = float("inf")
+        self.faults_over = math.inf
+        self._lasting[kind.cause] += 1
         end = kind.begin(self)
         if end is None:
-            self._fault_ends(kind)
+            self._fault_is_over(kind)
             return
-        self._lasting += 1
 
         def over():
-            self._lasting -= 1
             self.kernel.note("END of %s" % kind.name)
             self.fault_times.append(self.now)
             end()
-            self._fault_ends(kind)
+            self._fault_is_over(kind)
 
         self.after(seconds, over)
 
-    def _fault_ends(self, kind):
-        if len(self.kinds) <= 2 and not self._lasting:
+    def _fault_is_over(self, kind):
+        self._lasting[kind.cause] -= 1
+        self._last[kind.cause] = self.now
+        if len(self.kinds) <= 2 and not sum(self._lasting.values()):
             self.faults_over = self.now
 
     def _outage(self, kind):
         return self.rng.uniform(*(kind.lasts or self.rng.choice(_OUTAGES)))
 
     def _heal(self):
-        """End what may still last, where many faults overlap."""
-        for path in self.paths.values():
-            path.heal()
+        """All faults have ended; end what they have left, and have as many processes as before."""
         for process in list(self.kernel.processes):
-            process.no_descriptors = process.no_threads = False
             if isinstance(process, Odoo):
                 process.busy.clear()
-                process.log_seconds = 0.0
-                process.go_on()
             else:
                 process.kill()
-        self.rate = self.normal_rate
-        self.pooler.disabled.clear()
-        self.pooler.away = self.pooler.full = self.pooler.hanging = False
-        self.server.former = None
-        self.cluster.slow_look_up, self.cluster.standby = 0.0, False
-        for database in list(self.cluster.locked):
-            self.cluster.unlock(database)
-        for database in list(self._silent_databases):
-            self.answers_again(database)
-        self.start_server()
-        self.pooler.serve()
         while len(self.odoos) < len(self.processes):
             self.start_odoo(self.rng.choice(self.processes))
         self.faults_over = min(self.faults_over, self.now)
@@ -423,9 +366,9 @@ class World:
         """Nothing is wrong: no connects, few heartbeats, no lines in the log, each message once."""
         watch, minutes = self.watch, max(60, self.check_interval) / 60
         beats, lines = self.cluster.heartbeats, watch.lines
-        watch.begin_to_count_duplicates()
+        watch.counts_duplicates_after = self.last_message
         self.advance(minutes * 60)
-        watch.stop_counting_duplicates()
+        watch.counts_duplicates_after = math.inf
         span = max(0.9 * (self.check_interval * 2 / 3 - 1), 1)
         beats = self.cluster.heartbeats - beats
         if self.expects_direct:
@@ -517,14 +460,10 @@ class LogHandler(logging.Handler):
         if task is None or task.process.dead or not isinstance(task.process, Odoo):
             return
         process = task.process
-        if not hasattr(process, "log_lock"):
-            process.log_lock = Lock()
         with process.log_lock:
             kernel.K.world.watch.logged(process, record)
             if process.log_seconds:
-                end = kernel.K.now + process.log_seconds
-                while kernel.K.now < end:
-                    kernel.K.wait([], end)
+                sleep(process.log_seconds)
 
 
 def set_up_logging():
