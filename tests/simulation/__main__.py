@@ -17,7 +17,6 @@ if os.environ.get("PYTHONHASHSEED") != "0":
 
 from . import faults, plan, stories, world  # noqa: E402
 from .loading import PACKAGE, Addon  # noqa: E402
-from .report import Report  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A line says how far it is whenever so many seeds were run.
@@ -33,11 +32,11 @@ def main():
     if options.stories is not None:
         return bool(stories.tell(addon, options.stories))
     if options.seed is not None:
-        return _one(addon, options)
+        return _trace(addon, options)
     failed = stories.tell(addon, []) if options.kinds is None else 0
     if failed and options.stop:
         return True
-    return bool(_many(addon, options) or failed)
+    return bool(_run_seeds(addon, options) or failed)
 
 
 def _unraisable(unraisable):
@@ -52,10 +51,8 @@ def _arguments():
     parser.add_argument("--seeds", default="1-36", help="which to run: 7, 1-300, or 1- (default: 1-36, a minute)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes")
     parser.add_argument("--kinds", help="kinds of faults instead of those of the seed: a,b or none")
-    parser.add_argument("--cycles", type=int, default=2, help="how often the faults happen in each run")
     parser.add_argument("--stop", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--stories", nargs="*", help="tell these stories, or all, instead of running seeds")
-    parser.add_argument("--lines", action="store_true", help="show how often each line of the log was written")
     parser.add_argument("--addon", type=pathlib.Path, default=_ROOT, help="the folder that has the addon's folder")
     options = parser.parse_args()
     for known, given in (
@@ -74,46 +71,43 @@ def _kinds(options, seed):
     return [] if options.kinds == "none" else options.kinds.split(",")
 
 
-def _one(addon, options):
-    one = world.World(addon, options.seed, _kinds(options, options.seed), keep_trace=True)
-    problems = one.run(options.cycles)
-    for line in one.kernel.trace:
+def _trace(addon, options):
+    run = world.World(addon, options.seed, _kinds(options, options.seed), keep_trace=True)
+    problems = run.run()
+    for line in run.kernel.trace:
         print(line)
-    print("digest %x, %d steps" % (one.kernel.digest & 0xFFFFFFFF, one.kernel.steps))
-    print("processes %s, machines %d, environment %s" % (one.processes, one.machines, one.environ))
+    print("digest %x, %d steps" % (run.kernel.digest & 0xFFFFFFFF, run.kernel.steps))
+    print("processes %s, machines %d, environment %s" % (run.processes, run.machines, run.environ))
     for when, invariant, text in problems:
         print("%10.4f  %s: %s" % (when - world.BEGIN, invariant, text))
     return bool(problems)
 
 
-def _many(addon, options):
+def _run_seeds(addon, options):
+    """Run the seeds, print the problems of each that fails, and return how many do."""
     first, _, last = options.seeds.partition("-")
     last = int(last) if last else (1 << 31 if "-" in options.seeds else int(first))
-    report, began = Report(), time.monotonic()
-    for seed in range(int(first), last + 1):
-        one = world.World(addon, seed, _kinds(options, seed))
-        problems = one.run(options.cycles)
-        report.add(one)
-        took = time.monotonic() - began
+    began, seconds, messages, failed = time.monotonic(), 0.0, 0, 0
+    for number, seed in enumerate(range(int(first), last + 1), 1):
+        run = world.World(addon, seed, _kinds(options, seed))
+        problems = run.run()
+        seconds += run.now - world.BEGIN
+        messages += run.watch.messages
+        failed += bool(problems)
         # Of each invariant the first, since one fault may hide another.
         for invariant, (when, text) in {invariant: (when, text) for when, invariant, text in problems[::-1]}.items():
-            what = (seed, one.title, when - world.BEGIN, invariant, text[:300], took)
-            print("seed %d (%s) at %.3f: %s: %s [%.0f s]" % what, flush=True)
-        if seed % _PROGRESS == 0:
-            print("%d seeds, %d failed [%.0f s]" % (report.seeds, report.bad, took), flush=True)
-        world.forget(one)
-        del one, problems
-        if took > options.minutes * 60 or options.stop and report.bad:
+            what = (seed, run.title, when - world.BEGIN, invariant, text[:300])
+            print("seed %d (%s) at %.3f: %s: %s" % what, flush=True)
+        took = time.monotonic() - began
+        is_last = seed == last or took > options.minutes * 60 or bool(options.stop and failed)
+        if is_last or seed % _PROGRESS == 0:
+            text = "%d seeds, %d failed; %.1f simulated hours in %.0f s, %d messages"
+            print(text % (number, failed, seconds / 3600, took, messages), flush=True)
+        world.forget(run)
+        del run, problems
+        if is_last:
             break
-    took = time.monotonic() - began
-    for line in report.table():
-        print(line)
-    text = "%d seeds, %d failed; %.1f simulated hours in %.0f s (%.0f times as fast), %d messages"
-    print(text % (report.seeds, report.bad, report.hours, took, report.hours * 3600 / took, report.messages))
-    if options.lines:
-        for line, number in sorted(report.lines.items(), key=lambda item: -item[1]):
-            print("%7d %s" % (number, line))
-    return bool(report.bad)
+    return failed
 
 
 sys.exit(main())

@@ -1,5 +1,6 @@
 """Odoo's processes: their loops that listen, and as much of Odoo as the addon imports."""
 
+import contextlib
 import json
 import types
 
@@ -31,7 +32,7 @@ class Odoo(Process):
         self.ends, self.reopens = False, set()
         #: loop -> time until when it is busy with something else
         self.busy = {}
-        #: of ``(when, database, payload)`` of what other addons heard on channel "orders"
+        #: of ``(database, payload)`` of what other addons heard on channel "orders"
         self.heard_elsewhere = []
         #: seconds that writing a line of the log takes
         self.log_seconds, self.log_lock = 0.0, Lock()
@@ -45,12 +46,15 @@ class Odoo(Process):
         self.program.module("patch").install()
         self.installed = True
         if self.kind != CRON:
-            Task(self, self._bus_loop, (), "%s/bus" % self.name)
+            self._start_loop("bus", self._serve_bus)
         if self.kind != GEVENT:
             for number in range(self.world.rng.choice((1, 2))):
-                Task(self, self._cron_loop, ("cron%d" % number,), "%s/cron%d" % (self.name, number))
+                self._start_loop("cron%d" % number, self._serve_cron)
         for database in self.world.other_listeners:
             Task(self, self._other_loop, (database,), "%s/orders" % self.name)
+
+    def _start_loop(self, loop, serve):
+        Task(self, self._loop, (loop, serve), "%s/%s" % (self.name, loop))
 
     def work_on(self, databases):
         """Open an ordinary cursor on each of ``databases``, as requests do."""
@@ -66,58 +70,43 @@ class Odoo(Process):
     def modes(self):
         return [supervisor.mode for supervisor in self.supervisors()]
 
-    def modes_by_database(self):
-        """Return ``{database: mode}``."""
-        return {supervisor.listener.database: supervisor.mode for supervisor in self.supervisors()}
-
     def _connect(self, name):
         return self.program.modules["odoo.sql_db"].db_connect(name)
 
     # The loops, which differ between series in what does not matter here
 
-    def _bus_loop(self):
+    def _loop(self, loop, serve):
         while not self.ends:
             try:
                 with self._connect("postgres").cursor() as cr, machine.Selector() as selector:
                     self.work_on(self.world.databases)
-                    cr.execute("listen imbus")
+                    # The addon knows a listener by the LISTEN in the function that opens its cursor.
+                    if loop == "bus":
+                        cr.execute("listen imbus")
+                    else:
+                        cr.execute("SELECT pg_is_in_recovery()")
+                        if not cr.fetchone()[0]:
+                            cr.execute("LISTEN cron_trigger")
                     cr.commit()
                     connection = cr._cnx
                     selector.register(connection, 1)
-                    self.world.watch.loop_begins(self, "bus")
-                    self._serve_bus(connection, selector)
+                    self.world.watch.loop_begins(self, loop)
+                    serve(connection, selector, loop)
             except (OSError, RuntimeError, Error) as error:
-                self._failed("bus", error)
+                kernel.K.note("the loop %s failed: %r" % (loop, error))
+                sleep(5)
             finally:
-                self.world.watch.loop_ends(self, "bus")
+                self.world.watch.loop_ends(self, loop)
 
-    def _serve_bus(self, connection, selector):
-        while not self._over("bus"):
-            self._be_busy("bus")
+    def _serve_bus(self, connection, selector, loop):
+        while not self._over(loop):
+            self._be_busy(loop)
             if not selector.select(5):
                 continue
             connection.poll()
             while connection.notifies:
                 for channel in json.loads(connection.notifies.pop().payload):
-                    self.world.watch.received(self, "bus", channel[1])
-
-    def _cron_loop(self, loop):
-        while not self.ends:
-            try:
-                with self._connect("postgres").cursor() as cr, machine.Selector() as selector:
-                    self.work_on(self.world.databases)
-                    connection = cr._cnx
-                    cr.execute("SELECT pg_is_in_recovery()")
-                    if not cr.fetchone()[0]:
-                        cr.execute("LISTEN cron_trigger")
-                    cr.commit()
-                    selector.register(connection, 1)
-                    self.world.watch.loop_begins(self, loop)
-                    self._serve_cron(connection, selector, loop)
-            except (OSError, RuntimeError, Error) as error:
-                self._failed(loop, error)
-            finally:
-                self.world.watch.loop_ends(self, loop)
+                    self.world.watch.received(self, loop, channel[1])
 
     def _serve_cron(self, connection, selector, loop):
         while not self._over(loop):
@@ -129,23 +118,17 @@ class Odoo(Process):
             connection.notifies.clear()
 
     def _other_loop(self, database):
-        while not self.ends:
-            try:
-                self._serve_other(database)
-            except OperationalError as error:
-                # Such a listener catches up by itself after a gap, and listens again.
-                kernel.K.note("the listener on orders in %s begins again: %s" % (database, error))
-
-    def _serve_other(self, database):
         with self._connect(database).cursor() as cr, machine.Selector() as selector:
             cr.execute("LISTEN orders")
             cr.commit()
             connection = cr._cnx
             selector.register(connection, 1)
-            while not self.ends:
+            while True:
                 selector.select(5)
-                connection.poll()
-                self.heard_elsewhere += [(kernel.K.now, database, one.payload) for one in connection.notifies]
+                # Such a listener catches up by itself after a gap, which an error tells of.
+                with contextlib.suppress(OperationalError):
+                    connection.poll()
+                self.heard_elsewhere += [(database, heard.payload) for heard in connection.notifies]
                 connection.notifies.clear()
 
     def _over(self, loop):
@@ -156,10 +139,6 @@ class Odoo(Process):
     def _be_busy(self, loop):
         while self.busy.get(loop, 0) > kernel.K.now:
             sleep(min(self.busy[loop] - kernel.K.now, 1))
-
-    def _failed(self, loop, error):
-        kernel.K.note("the loop %s failed: %r" % (loop, error))
-        sleep(5)
 
 
 def _odoo_modules(process):

@@ -183,7 +183,7 @@ def test_each_kind_of_fault_has_its_turn_alone_with_each_other_one_and_with_all(
 
 
 def _trace(seed):
-    command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--cycles", "1"]
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed)]
     return subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=False).stdout
 
 
