@@ -8,11 +8,9 @@ on the way. Whatever look-up the addon does is compared with what `statements.lo
 import random
 import subprocess
 
-import psycopg2
 import pytest
-from psycopg2 import extensions
 
-from bus_alt_connection import lookup
+from bus_alt_connection import connection, lookup
 from stack.postgres import PostgreSQL
 from stack.process import identity
 from tests.simulation import kernel, postgres, statements
@@ -49,28 +47,15 @@ def server():
 @pytest.fixture
 def recorded(monkeypatch):
     """Pairs of the values of a look-up and its answer, as the addon makes them."""
-    found = []
+    found, asking = [], connection.Connection.asking
 
-    class Recording(extensions.cursor):
-        def execute(self, query, values=None):
-            self.asked = query, values
-            return super().execute(query, values)
+    def recording(self, query, *args, **options):
+        rows = yield from asking(self, query, *args, **options)
+        if statements.is_look_up(query):
+            found.append((args[0], rows[0]))
+        return rows
 
-        def fetchall(self):
-            rows = super().fetchall()
-            query, values = self.asked
-            if statements.is_look_up(query):
-                found.append((dict(values), rows[0]))
-            return rows
-
-    original = psycopg2.connect
-
-    def connect(*args, **kwargs):
-        # The addon's connections are asynchronous, those of the test are not.
-        recording = {"cursor_factory": Recording} if kwargs.get("async_") else {}
-        return original(*args, **recording, **kwargs)
-
-    monkeypatch.setattr(psycopg2, "connect", connect)
+    monkeypatch.setattr(connection.Connection, "asking", recording)
     return found
 
 
@@ -221,7 +206,7 @@ def test_each_row_of_a_history_is_found_once_and_the_simulation_finds_the_same(s
         known.update(found)
         history.pending, history.only_by_date = {}, False
         for values, answer in recorded:
-            assert same(statements.look_up(history.cluster, "bus", values)) == same(answer), values
+            assert same(statements.look_up(history.cluster, "bus", **values)) == same(answer), values
         recorded.clear()
 
     history.restart()

@@ -116,9 +116,7 @@ class Steps:
     def answer(self, opened, query, values=None):
         cursor = opened.cursor()
         cursor.execute(query, values)
-        was_executing = opened.isexecuting()
         self.wait(opened)
-        assert was_executing and not opened.isexecuting()
         return cursor.fetchall() if cursor.description else None
 
     def ask(self, opened, query, values=None):
@@ -158,10 +156,9 @@ class Steps:
         self.ask(one, "COMMIT")
 
         cursor = one.cursor()
-        cursor.execute("SELECT 1")
-        self.note("execute while a statement is under way", one, lambda: one.cursor().execute("SELECT 1"))
+        cursor.execute(connection.PID)
+        self.note("execute while a statement is under way", one, lambda: one.cursor().execute(connection.PID))
         self.note("its answer", one, lambda: self.wait(one))
-        self.note("the first row of it", one, cursor.fetchone)
 
     def notifying(self, one, other):
         def arrived():
@@ -176,10 +173,6 @@ class Steps:
             self.ask(other, supervisor.NOTIFY, (channel, "one"))
             if channel != "nobody's":
                 self.note("it arrives", one, arrived)
-        for end in ("ROLLBACK", "COMMIT"):
-            self.ask(other, "BEGIN; " + supervisor.NOTIFY, ("folded", end))
-            self.ask(other, end)
-        self.note("only what was committed arrives", one, arrived)
         self.ask(one, "UNLISTEN folded")
         self.ask(other, supervisor.NOTIFY, ("folded", "two"))
         self.ask(one, supervisor.NOTIFY, ('A "b"', "to itself"))
@@ -190,9 +183,9 @@ class Steps:
         with self._system.locked():
             for name in ("lock_timeout", "statement_timeout"):
                 self.ask(one, "BEGIN; SET LOCAL %s = 100; %s" % (name, lock))
-                self.ask(one, "SELECT 1")
+                self.ask(one, "SELECT pg_catalog.pg_is_in_recovery()")
                 self.ask(one, "ROLLBACK")
-        self.ask(one, "SELECT 1")
+        self.ask(one, "SELECT pg_catalog.pg_is_in_recovery()")
 
     def losing(self, one, other):
         self._system.terminate(one.get_backend_pid())

@@ -74,6 +74,7 @@ def _kinds(options, seed):
 def _trace(addon, options):
     run = world.World(addon, options.seed, _kinds(options, options.seed), keep_trace=True)
     problems = run.run()
+    world.forget()
     for line in run.kernel.trace:
         print(line)
     print("digest %x, %d steps" % (run.kernel.digest & 0xFFFFFFFF, run.kernel.steps))
@@ -103,7 +104,7 @@ def _run_seeds(addon, options):
         if is_last or seed % _PROGRESS == 0:
             text = "%d seeds, %d failed; %.1f simulated hours in %.0f s, %d messages"
             print(text % (number, failed, seconds / 3600, took, messages), flush=True)
-        world.forget(run)
+        world.forget()
         del run, problems
         if is_last:
             break

@@ -44,7 +44,7 @@ class Connection:
             self._number = self._process.open(self._description)
         except OSError as problem:
             raise psycopg2.OperationalError("could not create socket: %s" % problem) from None
-        self.notifies, self.notices, self.closed, self.async_ = [], [], 0, 1
+        self.notifies, self.notices, self.closed = [], [], 0
         self.process_name, self.database = self._process.name, dbname
         self.rows, self._waiting, self._backend_pid = None, True, None
         kernel.K.world.watch.connected(self._process, self.path)
@@ -98,9 +98,6 @@ class Connection:
         self._check_open()
         return _Cursor(self)
 
-    def isexecuting(self):
-        return self._waiting
-
     def fileno(self):
         if self.closed == 1:
             raise psycopg2.InterfaceError("connection already closed")
@@ -118,6 +115,7 @@ class Connection:
 
     def execute(self, statement, values):
         machine.this_process()
+        self._check_open()
         if self._waiting:
             raise psycopg2.ProgrammingError("execute cannot be used while an asynchronous query is underway")
         self._waiting, self.rows = True, None
@@ -139,7 +137,6 @@ class _Cursor:
         self.connection = connection
 
     def execute(self, statement, values=None):
-        self.connection._check_open()
         self.connection.execute(statement, values)
 
     @property
@@ -148,12 +145,6 @@ class _Cursor:
 
     def fetchall(self):
         return self.connection.rows
-
-    def fetchone(self):
-        return self.connection.rows[0] if self.connection.rows else None
-
-    def close(self):
-        pass
 
 
 def library():

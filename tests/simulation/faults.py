@@ -24,9 +24,8 @@ _GARBAGE_TO_LEADERS = b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["\\ud800"
 _ADMIN = "terminating connection due to administrator command"
 
 #: ``late``: a word above; ``judged``: from when on; ``late_together`` and ``together``: the same with other faults;
-#: ``cause``: what the log may say of it, see `invariants`; ``is_setting``: whether it holds during the whole run;
-#: ``lasts``: seconds, None if that is left to the run
-Kind = collections.namedtuple("Kind", "name begin late judged late_together together cause is_setting lasts")
+#: ``cause``: what the log may say of it, see `invariants`; ``is_setting``: whether it holds during the whole run
+Kind = collections.namedtuple("Kind", "name begin late judged late_together together cause is_setting")
 
 #: all kinds by name
 KINDS = {}
@@ -46,10 +45,10 @@ def limit(late, world):
     }[late]
 
 
-def _kind(late, judged=SENT, late_together=None, together=OVER, cause=None, is_setting=False, lasts=None):
+def _kind(late, judged=SENT, late_together=None, together=OVER, cause=None, is_setting=False):
     def register(function):
-        judgement = (late, judged, late_together or late, together)
-        KINDS[function.__name__] = Kind(function.__name__, function, *judgement, cause, is_setting, lasts)
+        name = function.__name__
+        KINDS[name] = Kind(name, function, late, judged, late_together or late, together, cause, is_setting)
         return function
 
     return register
@@ -348,14 +347,7 @@ def process_is_replaced(process):
 
 @_kind_of_process(LEFT)
 def process_stands_still(process):
-    """All its threads stop: SIGSTOP."""
-    process.stop()
-    return process.go_on
-
-
-@_kind_of_process(LEFT, lasts=(4, 12))
-def interpreter_is_held(process):
-    """A call of C code keeps the interpreter for 4 to 12 s."""
+    """All its threads stop: SIGSTOP, or a call of C code that keeps the interpreter."""
     process.stop()
     return process.go_on
 

@@ -158,7 +158,7 @@ class Watch:
         lines, now = self._lines[odoo], kernel.K.now
         while lines and lines[0] < now - 180:
             lines.popleft()
-        causes = sum(1 for at in self._world.fault_times + self._world.births if at > now - 240)
+        causes = sum(at > now - 240 for at in self._world.disturbances)
         self.measure(LINES, len(lines), 3 * _MOST_LINES + _LINES_OF_A_FAULT * causes, odoo.name)
 
     def check_lost(self, patience):

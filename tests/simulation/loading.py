@@ -77,8 +77,6 @@ class Program:
             raise ModuleNotFoundError("the simulation has no module %s" % full)
         if full in self._fakes:
             return self._fakes[full]
-        if root in self._fakes and not fromlist:
-            return self._fakes[root]
         if root not in (PACKAGE, "odoo"):
             return __import__(name, globals, locals, fromlist, level)
         module = self._load(full)
@@ -151,61 +149,37 @@ class _Fake(types.ModuleType):
 
 def _fakes(process, environ, modules):
     """Return the modules that are not the real ones in ``process``, by name."""
-    return {
-        "ctypes": _ctypes(),
-        "os": _os(process, environ),
-        "psycopg2": client.library(),
-        "random": _Fake(random, **{name: _random(name) for name in ("uniform",)}),
-        "selectors": _Fake(selectors, DefaultSelector=machine.Selector),
-        "socket": _socket(),
-        "sys": _sys(modules),
-        "threading": _threading(),
-        "time": _Fake(time, monotonic=_monotonic, sleep=sleep),
-        "uuid": _Fake(uuid, uuid4=_uuid4),
+    fake_os = {
+        "environ": environ,
+        "getpid": lambda: process.pid,
+        "geteuid": lambda: 1000,
+        # Of namespaces: those of a machine are the same.
+        "stat": lambda _path: types.SimpleNamespace(st_ino=4026531836 + process.machine),
     }
-
-
-def _ctypes():
-    return _Fake(ctypes, CDLL=lambda _name: types.SimpleNamespace(mallopt=lambda *_args: 1))
-
-
-def _os(process, environ):
-    def status(_path):
-        # Namespaces: those of a machine are the same.
-        return types.SimpleNamespace(st_ino=4026531836 + process.machine)
-
-    return _Fake(
-        os,
-        environ=environ,
-        getpid=lambda: process.pid,
-        geteuid=lambda: 1000,
-        stat=status,
-    )
-
-
-def _socket():
-    def addresses(host, port, *_args, **_kwargs):
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))]
-
-    return _Fake(socket, socket=machine.Socket, socketpair=machine.socketpair, getaddrinfo=addresses)
-
-
-def _sys(modules):
-    return _Fake(sys, modules=collections.ChainMap(modules, sys.modules), _getframe=sys._getframe)
-
-
-def _threading():
-    return _Fake(
-        threading,
-        Lock=threads.Lock,
-        Condition=threads.Condition,
-        Thread=threads.Thread,
-        stack_size=lambda size=0: 0,
-    )
-
-
-def _random(name):
-    return lambda *args: getattr(kernel.K.rng, name)(*args)
+    fake_socket = {
+        "socket": machine.Socket,
+        "socketpair": machine.socketpair,
+        "getaddrinfo": lambda host, *_args, **_kwargs: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))],
+    }
+    fake_threading = {
+        "Lock": threads.Lock,
+        "Condition": threads.Condition,
+        "Thread": threads.Thread,
+        "stack_size": lambda size=0: 0,
+    }
+    real_modules = collections.ChainMap(modules, sys.modules)
+    return {
+        "ctypes": _Fake(ctypes, CDLL=lambda _name: types.SimpleNamespace(mallopt=lambda *_args: 1)),
+        "os": _Fake(os, **fake_os),
+        "psycopg2": client.library(),
+        "random": _Fake(random, uniform=lambda low, high: kernel.K.rng.uniform(low, high)),
+        "selectors": _Fake(selectors, DefaultSelector=machine.Selector),
+        "socket": _Fake(socket, **fake_socket),
+        "sys": _Fake(sys, modules=real_modules, _getframe=sys._getframe),
+        "threading": _Fake(threading, **fake_threading),
+        "time": _Fake(time, monotonic=_monotonic, sleep=sleep),
+        "uuid": _Fake(uuid, uuid4=lambda: uuid.UUID(int=kernel.K.rng.getrandbits(128))),
+    }
 
 
 def _monotonic():
@@ -222,7 +196,3 @@ def sleep(seconds):
     end = kernel.K.now + seconds
     while kernel.K.now < end:
         kernel.K.wait([], end)
-
-
-def _uuid4():
-    return uuid.UUID(int=kernel.K.rng.getrandbits(128))

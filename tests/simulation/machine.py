@@ -99,12 +99,6 @@ class Description:
     def __init__(self):
         self.references, self.waiters = 0, []
 
-    def readable(self):
-        return False
-
-    def writable(self):
-        return True
-
     def closed(self):
         """Called when the last descriptor is closed."""
 
@@ -122,9 +116,6 @@ class _SocketEnd(Description):
 
     def readable(self):
         return bool(self.inbox or self.queue or self.shut or self.error)
-
-    def writable(self):
-        return self.peer is None or self.peer.shut or self.peer.size < _ROOM / 2
 
     def closed(self):
         if self.name and kernel.K.socket_names.get(self.name) is self:
@@ -183,10 +174,9 @@ class Socket:
     def setsockopt(self, *_option):
         self._use()
 
-    def getsockopt(self, _level, option, _size=0):
+    def getsockopt(self, _level, option, _size):
         end = self._use()
-        if option != real_socket.SO_PEERCRED:
-            return 0
+        assert option == real_socket.SO_PEERCRED
         return struct.pack("iII", end.peer_pid, _UID, _UID)
 
     def bind(self, name):
@@ -201,14 +191,11 @@ class Socket:
 
     def connect(self, name):
         end, listening = self._use(), kernel.K.socket_names.get((self._process.machine, name))
-        is_open = listening is not None and not listening.shut and listening.queue is not None
-        if is_open and len(listening.queue) > listening.backlog:
-            if self._timeout is not None:
-                # Python makes a socket with a timeout non-blocking, and Linux knows no "in progress" here.
-                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-            self._until(lambda: listening.shut or len(listening.queue) <= listening.backlog, listening.waiters)
         if listening is None or listening.shut or listening.queue is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        if len(listening.queue) > listening.backlog:
+            # Python makes a socket with a timeout non-blocking, and Linux knows no "in progress" here.
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         theirs = _SocketEnd(stream=end.stream)
         end.peer, theirs.peer = theirs, end
         end.peer_pid, theirs.peer_pid = listening.peer_pid, self._process.pid
@@ -252,13 +239,11 @@ class Socket:
             return b""
         data = end.inbox.popleft()
         end.size -= len(data) + _OVERHEAD
-        while end.stream and end.inbox and len(data) < size:
+        while end.stream and end.inbox:
             more = end.inbox.popleft()
             end.size -= len(more) + _OVERHEAD
             data += more
-        if end.stream and len(data) > size:
-            end.inbox.appendleft(data[size:])
-            end.size += len(data) - size + _OVERHEAD
+        assert len(data) <= size or not end.stream, "the simulation has streams read to their end"
         # Who waits for room to send sleeps in the same queue.
         kernel.K.wake(end.waiters)
         if end.peer:
@@ -294,12 +279,7 @@ class Socket:
 def socketpair(_family=None, _kind=None):
     one, other = _SocketEnd(stream=True), _SocketEnd(stream=True)
     one.peer, other.peer = other, one
-    first = Socket(end=one)
-    try:
-        return first, Socket(end=other)
-    except OSError:
-        first.close()
-        raise
+    return Socket(end=one), Socket(end=other)
 
 
 class Selector:
@@ -312,6 +292,7 @@ class Selector:
         self._number = self._process.open(Description())
 
     def register(self, fileobj, events, data=None):
+        assert events == real_selectors.EVENT_READ, "the simulation has nobody wait until a descriptor is writable"
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         description = self._process.descriptors.get(number)
         if description is None:
@@ -323,18 +304,15 @@ class Selector:
         return key
 
     def unregister(self, fileobj):
-        for number, (key, _description) in list(self._keys.items()):
-            if key.fileobj is fileobj or number == fileobj:
-                del self._keys[number]
-                return key
-        raise KeyError(fileobj)
+        (number,) = [number for number, (key, _description) in self._keys.items() if key.fileobj is fileobj]
+        del self._keys[number]
 
     def select(self, timeout=None):
         point()
         deadline = None if timeout is None else kernel.K.now + max(timeout, 0)
         while True:
             open_ = [(key, description) for key, description in self._keys.values() if description.references]
-            found = [(key, events) for key, description in open_ for events in [_events(key, description)] if events]
+            found = [(key, key.events) for key, description in open_ if description.readable()]
             if found or deadline is not None and kernel.K.now >= deadline:
                 kernel.K.rng.shuffle(found)
                 if not kernel.K.current.process.preempts and kernel.K.rng.random() < 0.1:
@@ -353,9 +331,3 @@ class Selector:
 
     def __exit__(self, *_error):
         self.close()
-
-
-def _events(key, description):
-    reads = key.events & real_selectors.EVENT_READ and description.readable()
-    writes = key.events & real_selectors.EVENT_WRITE and description.writable()
-    return (real_selectors.EVENT_READ if reads else 0) | (real_selectors.EVENT_WRITE if writes else 0)

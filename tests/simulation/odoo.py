@@ -1,10 +1,9 @@
 """Odoo's processes: their loops that listen, and as much of Odoo as the addon imports."""
 
-import contextlib
 import json
 import types
 
-from psycopg2 import Error, OperationalError
+from psycopg2 import Error
 
 from tests.unit import fakes
 
@@ -32,8 +31,6 @@ class Odoo(Process):
         self.ends, self.reopens = False, set()
         #: loop -> time until when it is busy with something else
         self.busy = {}
-        #: of ``(database, payload)`` of what other addons heard on channel "orders"
-        self.heard_elsewhere = []
         #: seconds that writing a line of the log takes
         self.log_seconds, self.log_lock = 0.0, Lock()
         self.program, self.installed = None, False
@@ -50,8 +47,6 @@ class Odoo(Process):
         if self.kind != GEVENT:
             for number in range(self.world.rng.choice((1, 2))):
                 self._start_loop("cron%d" % number, self._serve_cron)
-        for database in self.world.other_listeners:
-            Task(self, self._other_loop, (database,), "%s/orders" % self.name)
 
     def _start_loop(self, loop, serve):
         Task(self, self._loop, (loop, serve), "%s/%s" % (self.name, loop))
@@ -117,20 +112,6 @@ class Odoo(Process):
                 self.world.watch.received(self, loop, notification.payload)
             connection.notifies.clear()
 
-    def _other_loop(self, database):
-        with self._connect(database).cursor() as cr, machine.Selector() as selector:
-            cr.execute("LISTEN orders")
-            cr.commit()
-            connection = cr._cnx
-            selector.register(connection, 1)
-            while True:
-                selector.select(5)
-                # Such a listener catches up by itself after a gap, which an error tells of.
-                with contextlib.suppress(OperationalError):
-                    connection.poll()
-                self.heard_elsewhere += [(database, heard.payload) for heard in connection.notifies]
-                connection.notifies.clear()
-
     def _over(self, loop):
         reopens = loop in self.reopens
         self.reopens.discard(loop)
@@ -174,8 +155,9 @@ def _sql_db():
     module.Cursor = type("Cursor", (fakes.Cursor,), {"execute": fakes.Cursor.execute})
     module.Connection = type("Connection", (_Connection,), {"cursor": _Connection.cursor, "_module": module})
     module.connection_info_for = lambda name, readonly=False: (name, {"database": name, **_POOLED})
+    # All that the addon executes goes through `client.Connection`, and nothing through a connection of this pool.
     module.db_connect = lambda to, readonly=False: module.Connection(
-        fakes.FakePool(_PooledConnection), *module.connection_info_for(to)
+        fakes.FakePool(fakes.FakePsycopg), *module.connection_info_for(to)
     )
     return module
 
@@ -190,21 +172,3 @@ class _Connection:
 
     def cursor(self):
         return self._module.Cursor(self._pool, self.dbname, self._dsn)
-
-
-class _PooledConnection(fakes.FakePsycopg):
-    """One on which nothing is executed: all that the addon executes goes through `client.Connection`."""
-
-    def cursor(self):
-        return _PooledCursor(self)
-
-
-class _PooledCursor:
-    def __init__(self, connection):
-        self.connection = connection
-
-    def execute(self, query, params=None):
-        raise AssertionError("the simulated Odoo executes nothing but LISTEN, but: %s" % query)
-
-    def close(self):
-        pass

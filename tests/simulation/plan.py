@@ -6,23 +6,19 @@ from .faults import KINDS
 
 # Coprime to the number of pairs more often than not, so that neighbours differ.
 _STRIDE = 101
+_NAMES = sorted(KINDS)
+_SETTINGS = [name for name in _NAMES if KINDS[name].is_setting]
+_FAULTS = [name for name in _NAMES if not KINDS[name].is_setting]
+# Two settings cannot hold at once, since both say where the direct way leads to.
+_PAIRS = [pair for pair in itertools.combinations(_NAMES, 2) if not set(pair) <= set(_SETTINGS)]
 
 
 def kinds_of(seed):
     """Return the names of the kinds: of three seeds one has a kind alone, one a pair, one all kinds and settings."""
-    names = sorted(KINDS)
     number, sort = divmod(seed, 3)
     if sort == 0:
-        return [names[number % len(names)]]
+        return [_NAMES[number % len(_NAMES)]]
     if sort == 1:
-        pairs = [pair for pair in itertools.combinations(names, 2) if _possible(pair)]
-        return list(pairs[number * _STRIDE % len(pairs)])
-    settings = [name for name in names if KINDS[name].is_setting]
-    faults = [name for name in names if not KINDS[name].is_setting]
+        return list(_PAIRS[number * _STRIDE % len(_PAIRS)])
     # Every other one is without a setting.
-    return faults + ([settings[number // 2 % len(settings)]] if number % 2 else [])
-
-
-def _possible(pair):
-    """Two settings cannot hold at once, since both say where the direct way leads to."""
-    return not all(KINDS[name].is_setting for name in pair)
+    return _FAULTS + ([_SETTINGS[number // 2 % len(_SETTINGS)]] if number % 2 else [])

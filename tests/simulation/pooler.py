@@ -43,8 +43,6 @@ class Pooler:
             return "FATAL:  no more connections allowed (max_client_conn)"
         if database in self.disabled:
             return 'FATAL:  database "%s" is disabled' % database
-        if database not in kernel.K.world.cluster.databases:
-            return 'FATAL:  database "%s" does not exist' % database
         return None
 
     def give(self, client):

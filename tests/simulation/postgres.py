@@ -171,7 +171,7 @@ class Backend:
         self.cluster, self.database, self.is_direct = cluster, database, is_direct
         self.pid = 20000 + kernel.K.number("backend")
         self.listens, self.in_transaction, self._failed = set(), False, False
-        self._timeouts, self._local_timeouts, self._notifications = {}, {}, []
+        self._timeouts, self._local_timeouts = {}, {}
         self.busy, self.client_name = False, "?"
         self.hear = lambda notification: None
         self.lost = lambda reason, silently: None
@@ -195,22 +195,11 @@ class Backend:
             self.cluster.backends.remove(self)
         self.lost(reason, silently)
 
-    def notify(self, channel, payload):
-        if self.in_transaction:
-            self._notifications.append((channel, payload))
-        else:
-            self.cluster.notify(self.pid, self.database, channel, payload)
-
     def set_timeout(self, name, seconds):
         (self._local_timeouts if self.in_transaction else self._timeouts)[name] = seconds
 
-    def end_transaction(self, commit):
-        notifications, self._notifications = self._notifications, []
-        self.in_transaction, self._local_timeouts = False, {}
-        commit = commit and not self._failed
-        self._failed = False
-        for channel, payload in notifications if commit else ():
-            self.notify(channel, payload)
+    def end_transaction(self):
+        self.in_transaction, self._failed, self._local_timeouts = False, False, {}
 
     # The statements of one text, one after the other
 
@@ -221,7 +210,7 @@ class Backend:
             self._finish(reply, "result", rows)
             return
         statement = parts[0]
-        if self._failed and not statement.upper().startswith(("ROLLBACK", "COMMIT", "END", "ABORT")):
+        if self._failed and not statement.upper().startswith(("ROLLBACK", "COMMIT")):
             self._fail(reply, "25P02", "current transaction is aborted")
         elif statements.touches_bus(statement) and self.database in self.cluster.locked:
             self._wait_for_lock(parts, values, reply, rows)

@@ -8,7 +8,7 @@ import math
 
 from . import invariants, kernel
 from .odoo import CRON, GEVENT, THREADED
-from .world import World, forget_last
+from .world import World, forget
 
 #: all stories in order
 STORIES = []
@@ -90,7 +90,7 @@ def locked_databases_do_not_delay_checks(addon):
             link.lose(silent=True)
         world.advance(100)
         worst = max(worst, _late(world, since, ["d2", "d3"]))
-        forget_last()
+        forget()
     return worst, world.check_interval + 1
 
 
@@ -108,7 +108,7 @@ def leader_that_stands_still_is_left(addon):
         leader.go_on()
         world.advance(60)
         worst = max(worst, _late(world, since, but=leader))
-        forget_last()
+        forget()
     return worst, 5.5
 
 
@@ -183,7 +183,7 @@ def process_has_one_listener(addon):
     for seed in range(40):
         world = _begin(addon, [THREADED], seed=seed, **options)
         most = max(most, len(world.direct_connections(world.odoos[0])))
-        forget_last()
+        forget()
     return most, 1
 
 
@@ -203,7 +203,7 @@ def first_followers_of_a_leader_stay(addon):
         world.kernel.head_start = 0.5
         world.advance(5)
         most = max(most, sum("does not answer" in line for line in world.watch.lines[before:]))
-        forget_last()
+        forget()
     return most, 0
 
 
@@ -225,22 +225,6 @@ def stale_primary_in_front_is_got_past(addon):
     return world.odoos[0].modes() != ["listening"], 0
 
 
-@_story
-def second_database_behind_pgdog_does_not_claim_to_listen(addon):
-    """Where a pooler knows channels by name only, a listener that does not hear does not say "listening"."""
-    world = _begin(addon, [], kinds=["pooler_knows_listen"], check_interval=6, settle=0)
-    world.other_listeners = ["d1", "d2"]
-    process = world.start_odoo(GEVENT)
-    world.advance(60)
-    modes = {supervisor.listener.database: supervisor.mode for supervisor in process.supervisors()}
-    process.heard_elsewhere.clear()
-    for database in world.other_listeners:
-        world.cluster.notify(1, database, "orders", database)
-    world.advance(10)
-    deaf = [database for database in world.other_listeners if (database, database) not in process.heard_elsewhere]
-    return sum(modes[database] == "listening" for database in deaf), 0
-
-
 def tell(addon, names):
     """Tell the stories of ``names``, or all; return how many failed."""
     failed = 0
@@ -255,5 +239,5 @@ def tell(addon, names):
             if invariant in (invariants.CRASH, invariants.BUG):
                 print("     %s: %s" % (invariant, text))
                 failed += 1
-        forget_last()
+        forget()
     return failed

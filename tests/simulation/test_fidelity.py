@@ -1,11 +1,14 @@
 """Are the simulated sockets like Linux's, and does a seed determine a run?"""
 
+import contextlib
 import itertools
 import pathlib
 import selectors
 import socket
 import subprocess
 import sys
+import types
+import uuid
 
 from . import kernel, machine, plan
 from .faults import KINDS
@@ -15,163 +18,145 @@ from .machine import Process
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class _Linux:
-    """What the steps below use of the real machine."""
-
-    socket, socketpair, selector = socket.socket, staticmethod(socket.socketpair), selectors.DefaultSelector
-    name = "\0bus_alt_connection/simulation/%s" % id(socket)
-
-
-class _Simulated:
-    """The same of the simulated one."""
-
-    socket, socketpair, selector = machine.Socket, staticmethod(machine.socketpair), machine.Selector
-    name = "\0same"
+#: what the steps below use of the real machine, and of the simulated one
+_LINUX = types.SimpleNamespace(
+    socket=socket.socket, socketpair=socket.socketpair, selector=selectors.DefaultSelector, name="\0%s" % uuid.uuid4()
+)
+_SIMULATED = types.SimpleNamespace(
+    socket=machine.Socket, socketpair=machine.socketpair, selector=machine.Selector, name="\0name"
+)
 
 
-def _outcome(step):
-    try:
-        result = step()
-    except OSError as error:
-        return type(error).__name__
-    return result if isinstance(result, (bytes, int, list)) else "done"
+def _outcomes(system):
+    """Do all steps, and return what comes of each: its result, or the name of an exception."""
+    found = []
+    with contextlib.ExitStack() as opened:
+        for what, step in _Steps(system, opened).all():
+            try:
+                found.append((what, step()))
+            except (OSError, KeyError) as error:
+                found.append((what, type(error).__name__))
+    return found
 
 
 class _Steps:
-    """Calls of sockets and what comes of each: bytes, a number, or the name of an exception."""
+    """Calls of sockets: each method yields names and functions, each of which is called before the next one."""
 
-    def __init__(self, system):
-        self._system, self.outcomes, self._opened = system, [], []
-
-    def do(self, what, step):
-        self.outcomes.append((what, _outcome(step)))
+    def __init__(self, system, opened):
+        self._system, self._opened = system, opened
 
     def new(self, timeout=None):
-        one = self._system.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        one.settimeout(timeout)
-        self._opened.append(one)
-        return one
+        created = self._opened.enter_context(self._system.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        created.settimeout(timeout)
+        return created
 
-    def listening(self):
-        one = self.new()
-        one.bind(self._system.name)
-        return one
+    def connect(self, timeout=None):
+        return self.new(timeout).connect(self._system.name)
+
+    def bind(self):
+        return self.new().bind(self._system.name)
 
     def pair(self, server):
         client = self.new()
         client.connect(self._system.name)
-        self._opened.append(server.accept()[0])
-        return client, self._opened[-1]
+        return client, self._opened.enter_context(server.accept()[0])
 
-    def run(self):
-        server = self.listening()
-        self.do("connect before listen", lambda: self.new().connect(self._system.name))
-        self.do("bind a name twice", self.listening)
+    def all(self):
+        server = self.new()
+        server.bind(self._system.name)
+        yield "connect before listen", self.connect
+        yield "bind a name twice", self.bind
         server.listen(1)
-        self.closing(server)
-        self.shutting_down(server)
-        self.waiting(server)
-        self.selecting(server)
-        self.refusing(server)
-        self.streaming()
-        for one in self._opened:
-            one.close()
-        return self.outcomes
+        for steps in (self.closing, self.shutting_down, self.waiting, self.selecting, self.refusing):
+            yield from steps(server)
+        yield from self.streaming()
 
     def closing(self, server):
         client, other = self.pair(server)
         client.send(b"unread")
         other.close()
-        self.do("receive after the peer closed without reading", lambda: client.recv(10))
-        self.do("receive again", lambda: client.recv(10))
-        self.do("send to a closed peer", lambda: client.send(b"x"))
+        yield "receive after the peer closed without reading", lambda: client.recv(10)
+        yield "receive again", lambda: client.recv(10)
+        yield "send to a closed peer", lambda: client.send(b"x")
         client, other = self.pair(server)
         other.send(b"last")
         other.close()
-        self.do("receive what was sent before close", lambda: client.recv(10))
-        self.do("receive the end", lambda: client.recv(10))
+        yield "receive what was sent before close", lambda: client.recv(10)
+        yield "receive the end", lambda: client.recv(10)
         client.close()
-        self.do("send on a closed socket", lambda: client.send(b"x"))
+        yield "send on a closed socket", lambda: client.send(b"x")
 
     def shutting_down(self, server):
         client, other = self.pair(server)
         other.send(b"last")
         other.shutdown(socket.SHUT_RDWR)
-        self.do("receive what was sent before shutdown", lambda: client.recv(10))
-        self.do("receive after shutdown of the peer", lambda: client.recv(10))
-        self.do("receive after one's own shutdown", lambda: other.recv(10))
-        self.do("send after shutdown of the peer", lambda: client.send(b"x"))
-        self.do("shut down what is not connected", lambda: self.new().shutdown(socket.SHUT_RDWR))
+        yield "receive what was sent before shutdown", lambda: client.recv(10)
+        yield "receive after shutdown of the peer", lambda: client.recv(10)
+        yield "receive after one's own shutdown", lambda: other.recv(10)
+        yield "send after shutdown of the peer", lambda: client.send(b"x")
 
     def waiting(self, server):
         client, other = self.pair(server)
         client.setblocking(False)
-        self.do("nothing is there", lambda: client.recv(10))
+        yield "nothing is there", lambda: client.recv(10)
         client.settimeout(0.05)
-        self.do("nothing comes in time", lambda: client.recv(10))
+        yield "nothing comes in time", lambda: client.recv(10)
         client.setblocking(False)
-        self.do("a message longer than the buffer", lambda: client.send(b"x" * 2000000))
+        yield "a message longer than the buffer", lambda: client.send(b"x" * 2000000)
         other.send(b"a message")
-        self.do("a message longer than asked for", lambda: client.recv(3))
-        self.do("its rest is gone", lambda: client.recv(10))
-        number = 0
-        while number < 100000 and _outcome(lambda: client.send(b"x" * 1000)) == 1000:
-            number += 1
-        self.do("the buffer is full after more than ten messages", lambda: [number > 10])
+        yield "a message longer than asked for", lambda: client.recv(3)
+        yield "its rest is gone", lambda: client.recv(10)
+        for _message in range(10):
+            client.send(b"x" * 1000)
+        yield (
+            "the buffer is full after more than ten messages",
+            lambda: [client.send(b"x" * 1000) for _ in range(100000)],
+        )
 
     def selecting(self, server):
         client, other = self.pair(server)
-        with self._system.selector() as selector:
-            key = selector.register(client, selectors.EVENT_READ, "data")
-            self.do("nothing to read", lambda: len(selector.select(0)))
-            other.send(b"x")
-            self.do("something to read", lambda: [found[0].data for found in selector.select(1)])
-            self.do("register twice", lambda: _key_error(lambda: selector.register(client, selectors.EVENT_READ)))
-            client.close()
-            self.do("what is closed is forgotten", lambda: len(selector.select(0)))
-            del key
+        selector = self._opened.enter_context(self._system.selector())
+        selector.register(client, selectors.EVENT_READ, "data")
+        yield "nothing to read", lambda: selector.select(0)
+        other.send(b"x")
+        yield "something to read", lambda: [key.data for key, _events in selector.select(1)]
+        yield "register twice", lambda: selector.register(client, selectors.EVENT_READ)
+        client.close()
+        yield "what is closed is forgotten", lambda: selector.select(0)
 
     def refusing(self, server):
-        waiting = [self.new(0.05) for _socket in range(3)]
-        for number, one in enumerate(waiting):
-            self.do("connect number %d, nobody accepts" % number, lambda one=one: one.connect(self._system.name))
-        self.do("send before anybody accepts", lambda: waiting[0].send(b"early"))
+        first = self.new(0.05)
+        yield "connect while nobody accepts", lambda: first.connect(self._system.name)
+        yield "connect while another one waits", lambda: self.connect(0.05)
+        yield "connect while two wait", lambda: self.connect(0.05)
+        yield "send before anybody accepts", lambda: first.send(b"early")
         server.shutdown(socket.SHUT_RDWR)
-        self.do("connect to what is shut down", lambda: self.new(0.05).connect(self._system.name))
-        self.do("bind the name of what is shut down", self.listening)
+        yield "connect to what is shut down", self.connect
+        yield "bind the name of what is shut down", self.bind
         server.close()
-        self.do("receive from who never accepted", lambda: waiting[0].recv(10))
-        self.do("connect to what is closed", lambda: self.new(0.05).connect(self._system.name))
-        self.do("bind the name anew", self.listening)
+        yield "receive from who never accepted", lambda: first.recv(10)
+        yield "connect to what is closed", self.connect
+        yield "bind the name anew", self.bind
 
     def streaming(self):
-        reader, writer = self._system.socketpair()
-        self._opened += [reader, writer]
+        reader, writer = map(self._opened.enter_context, self._system.socketpair())
         reader.setblocking(False)
         writer.send(b"ab")
         writer.send(b"cd")
-        self.do("a stream: parts of a message", lambda: reader.recv(1))
-        self.do("a stream: several messages", lambda: reader.recv(10))
-        self.do("a stream: nothing is there", lambda: reader.recv(10))
+        yield "a stream: several messages", lambda: reader.recv(10)
+        yield "a stream: nothing is there", lambda: reader.recv(10)
         writer.close()
-        self.do("a stream: the end", lambda: reader.recv(10))
-
-
-def _key_error(step):
-    try:
-        step()
-    except KeyError:
-        return [True]
-    return [False]
+        yield "a stream: the end", lambda: reader.recv(10)
 
 
 def test_simulated_sockets_are_like_those_of_linux():
     simulated = []
     Kernel(1)
-    Task(Process("p"), lambda: simulated.extend(_Steps(_Simulated).run()), (), "t")
+    Task(Process("p"), lambda: simulated.extend(_outcomes(_SIMULATED)), (), "t")
     kernel.K.run(kernel.K.now + 100)
     assert not kernel.K.problems
-    assert simulated == _Steps(_Linux).run()
+    assert simulated == _outcomes(_LINUX)
+    assert len(simulated) > 30
 
 
 def test_each_kind_of_fault_has_its_turn_alone_with_each_other_one_and_with_all():

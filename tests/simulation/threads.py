@@ -12,16 +12,15 @@ class Lock:
     def __init__(self):
         self._owner, self._count, self._waiters = None, 0, []
 
-    def acquire(self, blocking=True, timeout=-1):
+    def acquire(self, blocking=True):
         point()
         me = kernel.K.current
         if me is None:
             return True
-        deadline = kernel.K.now + timeout if timeout >= 0 else None
         while self._count and not (self._reentrant and self._owner is me):
-            if not blocking or deadline is not None and kernel.K.now >= deadline:
+            if not blocking:
                 return False
-            kernel.K.wait([self._waiters], deadline)
+            kernel.K.wait([self._waiters])
         self._owner = me
         self._count += 1
         return True
@@ -52,42 +51,28 @@ class Condition(Lock):
         super().__init__()
         self._sleepers = []
 
-    def wait(self, timeout=None):
-        count, self._count, self._owner = self._count, 0, None
-        kernel.K.wake(self._waiters)
-        mine = []
-        self._sleepers.append(mine)
-        deadline = None if timeout is None else kernel.K.now + max(timeout, 0)
-        kernel.K.wait([mine], deadline)
-        notified = mine not in self._sleepers
-        if not notified:
-            self._sleepers.remove(mine)
-        while self._count:
-            kernel.K.wait([self._waiters])
-        self._count, self._owner = count, kernel.K.current
-        return notified
-
     def wait_for(self, predicate, timeout=None):
-        end = None if timeout is None else kernel.K.now + timeout
+        deadline = None if timeout is None else kernel.K.now + timeout
         result = predicate()
-        while not result:
-            left = None if end is None else end - kernel.K.now
-            if left is not None and left <= 0:
-                break
-            self.wait(left)
+        while not result and (deadline is None or kernel.K.now < deadline):
+            self._sleep(deadline)
             result = predicate()
         return result
 
-    def notify(self, number=1):
+    def notify_all(self):
         me = kernel.K.current
         if me is not None and self._owner is not me and not me.process.dead:
             raise RuntimeError("cannot notify on un-acquired lock")
-        for mine in self._sleepers[:number]:
-            kernel.K.wake(mine)
-        del self._sleepers[:number]
+        kernel.K.wake(self._sleepers)
 
-    def notify_all(self):
-        self.notify(len(self._sleepers))
+    def _sleep(self, deadline):
+        """Release the lock until somebody notifies, or until ``deadline``."""
+        count, self._count, self._owner = self._count, 0, None
+        kernel.K.wake(self._waiters)
+        kernel.K.wait([self._sleepers], deadline)
+        while self._count:
+            kernel.K.wait([self._waiters])
+        self._count, self._owner = count, kernel.K.current
 
 
 class Thread:

@@ -98,10 +98,10 @@ class World:
         self.cluster, self.server = postgres.Cluster(self.databases), postgres.Server()
         self.pooler = Pooler(self.pool_size)
         self.paths = {"direct": Path("direct", self.server), "pooler": Path("pooler", self.pooler)}
-        #: when faults began or ended, and processes were born; infinite while a fault lasts
-        self.fault_times, self.births, self.faults_over = [], [], BEGIN
-        #: databases other than that of the bus where each process listens on channel "orders", as other addons do
-        self.other_listeners = []
+        #: when faults began or ended, and processes were born
+        self.disturbances = []
+        #: infinite while a fault lasts
+        self.faults_over = BEGIN
 
     def _set_limits(self):
         """Decide how late a message may be; for a pair what each kind costs adds up."""
@@ -186,7 +186,7 @@ class World:
                 kernel.Task(process, process.work_on, ([name],), "%s/request" % process.name)
 
     def start_odoo(self, kind):
-        self.births.append(self.now)
+        self.disturbances.append(self.now)
         return Odoo(self, kind)
 
     def replace_later(self, process, seconds):
@@ -255,9 +255,6 @@ class World:
             self._finish()
         except (Stuck, AssertionError) as error:
             self.kernel.problem(invariants.CRASH, "%s: %s" % (type(error).__name__, error))
-        finally:
-            for process in list(self.kernel.processes):
-                process.kill()
         return self.kernel.problems
 
     def _begin(self):
@@ -279,7 +276,10 @@ class World:
         self.kernel.note("--- trouble: %s" % self.title)
         if len(self.kinds) <= 2:
             for kind in kinds:
-                self.after(self.rng.uniform(0, 12), lambda kind=kind: self.happen(kind, self._outage(kind)))
+                self.after(
+                    self.rng.uniform(0, 12),
+                    lambda kind=kind: self.happen(kind, self.rng.uniform(*self.rng.choice(_OUTAGES))),
+                )
             self.faults_over = float("inf") if kinds else self.now
             self.advance(15)
             while sum(self._lasting.values()):
@@ -304,7 +304,7 @@ class World:
     def happen(self, kind, seconds):
         """Begin a fault of ``kind`` and end it after ``seconds``."""
         self.kernel.note("FAULT %s for %.1f s" % (kind.name, seconds))
-        self.fault_times.append(self.now)
+        self.disturbances.append(self.now)
         self.faults_over = math.inf
         self._lasting[kind.cause] += 1
         end = kind.begin(self)
@@ -314,7 +314,7 @@ class World:
 
         def over():
             self.kernel.note("END of %s" % kind.name)
-            self.fault_times.append(self.now)
+            self.disturbances.append(self.now)
             end()
             self._fault_is_over(kind)
 
@@ -325,9 +325,6 @@ class World:
         self._last[kind.cause] = self.now
         if len(self.kinds) <= 2 and not sum(self._lasting.values()):
             self.faults_over = self.now
-
-    def _outage(self, kind):
-        return self.rng.uniform(*(kind.lasts or self.rng.choice(_OUTAGES)))
 
     def _heal(self):
         """All faults have ended; end what they have left, and have as many processes as before."""
@@ -412,17 +409,12 @@ class World:
             self.watch.measure(invariants.LEFT_OVER, len(left), 0, "%s: %s" % (process.name, left))
 
 
-def forget(world):
-    """Drop what could disturb the next run."""
-    world.kernel.forget()
-    gc.collect()
-
-
-def forget_last():
+def forget():
     """End the last world and drop what could disturb the next run."""
     for process in list(kernel.K.processes):
         process.kill()
-    forget(kernel.K.world)
+    kernel.K.forget()
+    gc.collect()
 
 
 def _numbers(rows):
@@ -441,9 +433,6 @@ class LogHandler(logging.Handler):
         self.lock = None
 
     def handle(self, record):
-        self.emit(record)
-
-    def emit(self, record):
         task = kernel.K and kernel.K.current
         if task is None or task.process.dead or not isinstance(task.process, Odoo):
             return
