@@ -45,13 +45,13 @@ class Transaction:
 class Cluster:
     """A server with its databases; "postgres" has no bus_bus."""
 
-    def __init__(self, databases, most_backends=60):
+    def __init__(self, databases):
         self.databases = ["postgres", *databases]
         self.tables = {name: [] for name in databases}
         self._ids = dict.fromkeys(databases, 0)
         self.started, self.up, self.standby = 1000000, True, False
         self._next_xid, self.completed, self.running = _FIRST_XID, _FIRST_XID - 1, {}
-        self.backends, self._most_backends = [], most_backends
+        self.backends, self.most_backends = [], 60
         #: databases whose bus_bus somebody holds an ACCESS EXCLUSIVE lock on, and who waits for that
         self.locked, self._waiting_for_lock = set(), []
         #: seconds that a look-up may take
@@ -106,7 +106,7 @@ class Cluster:
             return "connection to server failed: Connection refused"
         if database not in self.databases:
             return 'FATAL:  database "%s" does not exist' % database
-        if len(self.backends) >= self._most_backends:
+        if len(self.backends) >= self.most_backends:
             return "FATAL:  sorry, too many clients already"
         return None
 

@@ -105,7 +105,7 @@ def look_up(cluster, database, since, known, overlap, rows, late):
     snapshot = cluster.snapshot()
     channels, found, beyond = _new_rows(tail, snapshot, since, known, overlap)
     first = min([row.id for row in found] or [float("inf")])
-    is_complete = sum(row.id < first for row in tail) >= late or len(tail) < rows
+    is_complete = len(tail) < rows or sum(row.id < first for row in tail) >= late
     return snapshot, cluster.started, is_complete, channels, beyond
 
 

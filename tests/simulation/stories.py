@@ -225,6 +225,44 @@ def stale_primary_in_front_is_got_past(addon):
     return world.odoos[0].modes() != ["listening"], 0
 
 
+@_story
+def leader_out_of_descriptors_goes_on(addon):
+    """A process without descriptors that loses its connection listens again once it has some."""
+    world = _begin(addon, [GEVENT], check_interval=6)
+    process = world.odoos[0]
+    process.no_descriptors = True
+    _cut(world)
+    world.advance(120)
+    process.no_descriptors = False
+    world.advance(20)
+    return process.modes() != ["listening"], 0
+
+
+@_story
+def self_check_wakes_a_hundred_listeners_rarely(addon):
+    """100 listeners with a connection each are woken 15,000 times in their first hour, by 200 NOTIFYs at most.
+
+    PostgreSQL wakes all that listen in the database. Each listener sends a NOTIFY when it begins; after that one a
+    minute is enough for all of them. The first five minutes after the last beginning stand for the hour.
+    """
+    world = _begin(addon, [], normal_rate=1e-9, share=False, settle=0)
+    world.cluster.most_backends = 300
+    notify, woken = world.cluster.notify, []
+
+    def counted(pid, database, channel, payload):
+        woken.append(sum(backend.database == database and bool(backend.listens) for backend in world.cluster.backends))
+        notify(pid, database, channel, payload)
+
+    world.cluster.notify = counted
+    for _listener in range(100):
+        world.start_odoo(GEVENT)
+        world.advance(0.2)
+    first = len(woken)
+    world.kernel.run(world.now + 300)
+    hour = woken[:first] + 12 * woken[first:]
+    return (sum(hour) if len(hour) <= 200 else math.inf), 15000
+
+
 def tell(addon, names):
     """Tell the stories of ``names``, or all; return how many failed."""
     failed = 0
