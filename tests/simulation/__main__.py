@@ -9,13 +9,14 @@ import sys
 import time
 
 from greenlet import GreenletExit
+from tabulate import tabulate
 
 if os.environ.get("PYTHONHASHSEED") != "0":
     # Sets of texts have an order of their own in each process otherwise.
     environ = dict(os.environ, PYTHONHASHSEED="0")
     os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environ)
 
-from . import faults, plan, stories, world  # noqa: E402
+from . import faults, invariants, plan, stories, world  # noqa: E402
 from .loading import PACKAGE, Addon  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -85,16 +86,19 @@ def _trace(addon, options):
 
 
 def _run_seeds(addon, options):
-    """Run the seeds, print the problems of each that fails, and return how many do."""
+    """Run the seeds, print the problems of each that fails and the worst of each invariant; return how many fail."""
     first, _, last = options.seeds.partition("-")
     last = int(last) if last else (1 << 31 if "-" in options.seeds else int(first))
     began, seconds, messages, failed = time.monotonic(), 0.0, 0, 0
+    worst = {}
     for number, seed in enumerate(range(int(first), last + 1), 1):
         run = world.World(addon, seed, _kinds(options, seed))
         problems = run.run()
         seconds += run.now - world.BEGIN
         messages += run.watch.messages
         failed += bool(problems)
+        for invariant, found in run.watch.worst.items():
+            worst[invariant] = max(found, worst.get(invariant, found))
         # Of each invariant the first, since one fault may hide another.
         for invariant, (when, text) in {invariant: (when, text) for when, invariant, text in problems[::-1]}.items():
             what = (seed, run.title, when - world.BEGIN, invariant, text[:300])
@@ -108,6 +112,8 @@ def _run_seeds(addon, options):
         del run, problems
         if is_last:
             break
+    rows = [(name, *worst[name][1:]) for name in invariants.ALL if name in worst]
+    print(tabulate(rows, ("invariant", "worst", "limit"), tablefmt="simple", floatfmt=".4g"))
     return failed
 
 

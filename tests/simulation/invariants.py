@@ -1,4 +1,4 @@
-"""What has to hold.
+"""What has to hold, and the worst that was seen of each.
 
 `Watch` is told of each message that is sent and received, of each line of the log and of each connection, and is
 asked once a simulated second. A value above its limit is a problem of the run.
@@ -39,6 +39,8 @@ class Watch:
     def __init__(self, world):
         self._world = world
         self._problems = collections.Counter()
+        #: invariant -> share of the limit, value and limit, of the value that came closest to it or exceeded it most
+        self.worst = {}
         #: (process, loop) -> {what it waits for: Sent}
         self._waiting = {}
         #: process -> how often its bus loop received each channel
@@ -55,7 +57,9 @@ class Watch:
         self.lines = []
 
     def measure(self, invariant, value, limit, text):
-        """Above ``limit`` a value is a problem."""
+        """Take note of a value; above ``limit`` it is a problem."""
+        found = value / limit if limit else value, value, limit
+        self.worst[invariant] = max(found, self.worst.get(invariant, found))
         if value > limit:
             self._problems[invariant] += 1
             if self._problems[invariant] <= _MOST_PROBLEMS:
@@ -95,7 +99,7 @@ class Watch:
             kernel.K.note("received %s" % what)
             self._received[odoo][what] += 1
             if int(what[1:]) > self.counts_duplicates_after:
-                self.measure(DUPLICATED, self._received[odoo][what], 1, "%s got %s" % (odoo.name, what))
+                self.measure(DUPLICATED, self._received[odoo][what] - 1, 0, "%s got %s" % (odoo.name, what))
 
     def lateness(self, process, since, databases):
         """Return how late what was sent after ``since`` came to ``process``; infinite for what did not come in 30 s."""

@@ -13,7 +13,7 @@ from .odoo import BUS_CHANNEL, CRON, CRON_CHANNEL, GEVENT, THREADED, Odoo
 from .pooler import Pooler
 
 # Seconds: outages are short, medium or long.
-_OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 300))
+_OUTAGES = ((0.1, 1), (1, 10), (10, 120), (120, 600))
 # Seconds of trouble with many faults.
 _TROUBLE = (5, 30, 150)
 # Seconds that are allowed beyond the check interval if everything happens at once.
