@@ -322,7 +322,7 @@ class World:
 
     def _fault_is_over(self, kind):
         self._lasting[kind.cause] -= 1
-        self._last[kind.cause] = self.now
+        self._last[kind.cause] = max(self.now, self._last[kind.cause])
         if len(self.kinds) <= 2 and not sum(self._lasting.values()):
             self.faults_over = self.now
 
