@@ -67,25 +67,34 @@ def _prepare(config):
 
 # Here, since in a folder's own conftest.py its turn, and so the names of tests, depend on what pytest was asked for.
 def pytest_generate_tests(metafunc):
-    """Run what uses ``variant`` on all variants, or on those that its marker ``variants`` names."""
-    if "variant" not in metafunc.fixturenames:
-        return
-    mark = metafunc.definition.get_closest_marker("variants")
-    names, options = (mark.args, mark.kwargs) if mark else ((), {})
-    if not names or metafunc.config.getoption("--odoo"):
-        names = VARIANTS
-    chosen = []
-    for name in names:
-        series = VARIANTS[name][0]
-        if options.get("since", 0) <= series_number(series) < options.get("before", math.inf):
-            is_rest = series != DEFAULT_SERIES and not metafunc.config.getoption("--odoo")
-            chosen.append(pytest.param(name, marks=[pytest.mark.rest] if is_rest else []))
-    metafunc.parametrize("variant", chosen, indirect=True, scope="module")
+    """Run what uses ``variant`` on all of them: those that a test does not want are left out later.
+
+    So all tests of a module have the same parameters in the same order, and those of one variant share its stack.
+    """
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", VARIANTS, indirect=True, scope="module")
 
 
-def pytest_collection_modifyitems(items):
-    order = {}
-    items.sort(key=lambda item: order.setdefault(_stack_of(item.nodeid), len(order)))
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    items[:] = [item for item in items if _wants_its_variant(item, config)]
+    for item in items:
+        if not config.getoption("--odoo") and DEFAULT_SERIES not in _variant_of(item, DEFAULT_SERIES):
+            item.add_marker(pytest.mark.rest)
+
+
+def _variant_of(item, default=None):
+    return item.callspec.params.get("variant", default) if hasattr(item, "callspec") else default
+
+
+def _wants_its_variant(item, config):
+    """Return whether the marker ``variants`` of a test, if it has one, names its variant; with ``--odoo`` all do."""
+    variant, mark = _variant_of(item), item.get_closest_marker("variants")
+    if variant is None or mark is None:
+        return True
+    series = series_number(VARIANTS[variant][0])
+    is_named = not mark.args or variant in mark.args or config.getoption("--odoo")
+    return is_named and mark.kwargs.get("since", 0) <= series < mark.kwargs.get("before", math.inf)
 
 
 def _stack_of(nodeid):
