@@ -14,6 +14,13 @@ from tests.support.backlog import INSERT, OLD, AskedBacklog, create_database, cr
 _MANY = "INSERT INTO bus_bus (channel, create_date) SELECT i::text, '2020-01-01' FROM generate_series(1, %s) i"
 
 
+@pytest.fixture(autouse=True)
+def fewer_rows(monkeypatch):
+    """Look up fewer rows than otherwise, in the same proportion: many take their time."""
+    monkeypatch.setattr(lookup, "LATE_ROWS", 5000)
+    monkeypatch.setattr(lookup, "NEW_ROWS", 500)
+
+
 @pytest.fixture
 def bus(server):
     """A function that commits a row into the bus_bus of a new database ``bus``."""

@@ -1,8 +1,8 @@
 """Random histories: does catch-up find each row once, and is the simulation's query the same as the real one?
 
-Each history is played on a real PostgreSQL and in the simulation. Transactions are committed out of order, with and
-without savepoints, some are rolled back; the table is emptied, the server restarted, and its transaction ids pass 2**32
-on the way. Whatever look-up the addon does is compared with what `statements.look_up` makes of the same values.
+Transactions are committed out of order, with and without savepoints, some are rolled back; the table is emptied, the
+server restarted, and its transaction ids pass 2**32 on the way. The answer to each look-up of the addon is compared
+with what `statements.look_up` makes of the same values and rows.
 """
 
 import random
@@ -23,6 +23,7 @@ YOUNG = 5
 STEPS, MOST_OPEN, HISTORIES = 80, 4, 4
 # Transaction ids of rows have 32 bits; that of the first row is so far from the end of these.
 EPOCH, BEFORE_THE_END = 1 << 32, 30
+AGE = "extract(epoch FROM now() AT TIME ZONE 'UTC' - create_date)::float"
 # Of one file of pg_xact.
 XIDS_PER_FILE, FILE_SIZE = 1 << 20, 1 << 18
 
@@ -49,74 +50,48 @@ def recorded(monkeypatch):
     """Pairs of the values of a look-up and its answer, as the addon makes them."""
     found, asking = [], connection.Connection.asking
 
-    def recording(self, query, *args, **options):
-        rows = yield from asking(self, query, *args, **options)
+    def recording(self, query, values=None, *timeout):
+        rows = yield from asking(self, query, values, *timeout)
         if statements.is_look_up(query):
-            found.append((args[0], rows[0]))
+            found.append((dict(values), rows[0]))
         return rows
 
     monkeypatch.setattr(connection.Connection, "asking", recording)
     return found
 
 
-class Cluster(postgres.Cluster):
-    """A cluster whose transaction ids may begin anew, which those of the simulation are too small for."""
+class Cluster:
+    """What the simulation's look-up reads, with the rows of a real server as they are now."""
+
+    def __init__(self, server):
+        self._snapshot, self.started = server.execute("SELECT txid_current_snapshot()::text, " + lookup.STARTED)[0]
+        found = server.execute(
+            "SELECT id, xmin::text::bigint AS xmin, %s AS age, channel FROM bus_bus" % AGE, None, "bus"
+        )
+        self._rows = [
+            postgres.Row(row.id, self._txid(row.xmin), kernel.K.now - row.age, row.channel, row.id, "bus", None)
+            for row in found
+        ]
+
+    def _txid(self, xmin):
+        """Return the last transaction id before the snapshot that has these lower bits."""
+        following = int(self._snapshot.split(":")[1])
+        return following - (following - xmin) % EPOCH
+
+    def rows(self, _database):
+        return self._rows
 
     def snapshot(self):
-        if (self.completed + 1) % EPOCH == 0:
-            # The first three of an epoch are not given to transactions.
-            self.completed += 3
-        return super().snapshot()
-
-
-class Transaction(postgres.Transaction):
-    """A transaction of the simulation with the ids of a real one, and that itself."""
-
-    def __init__(self, cluster, real):
-        self.real, self._cluster, self.database = real, cluster, "bus"
-        self._xids, self._rows, self.alive = [], [], True
-        #: the ages of its rows, by channel
-        self.ages = {}
-
-    def insert(self, channel, age, savepoint):
-        """Write a row; ``savepoint``: ``""``, or what becomes of the savepoint that the row is written in."""
-        with self.real.cursor() as cr:
-            cr.execute("SELECT txid_current()")
-            self._begin(*cr.fetchone())
-            if savepoint:
-                cr.execute("SAVEPOINT inner_one")
-            cr.execute(INSERT + "RETURNING id, xmin::text::bigint", (channel, age))
-            ident, xmin = cr.fetchone()
-            if savepoint:
-                cr.execute("%s SAVEPOINT inner_one" % savepoint)
-        self._xids.append(self._xids[0] + (xmin - self._xids[0]) % EPOCH)
-        if savepoint == "ROLLBACK TO":
-            # It has ended before its transaction.
-            self._cluster.completed = max(self._cluster.completed, self._xids[-1])
-        else:
-            self.ages[channel] = age
-            date = kernel.K.now - age
-            self._rows.append(postgres.Row(ident, self._xids[-1], date, channel, ident, "bus", None))
-
-    def _begin(self, xid):
-        if not self._xids:
-            self._xids.append(xid)
-            self._cluster.running[xid] = self
-
-    def end(self, commit):
-        (self.real.commit if commit else self.real.rollback)()
-        self.real.close()
-        if self._xids:
-            super().end(commit)
+        return self._snapshot
 
 
 class History:
-    """The same history on a real server and in the simulation."""
+    """What happens on a real server, and which rows have to be found because of it."""
 
     def __init__(self, server, seed):
-        kernel.Kernel(seed)
-        self.server, self.rng, self.cluster = server, random.Random(seed), Cluster(["bus"])
-        self.open, self._number = [], 0
+        self._server, self.rng = server, random.Random(seed)
+        #: open transactions: connections, and the ages of what each has written, by channel
+        self._open, self._number = {}, 0
         #: the ages of all rows that are committed and have to be found by the next look-up, by channel
         self.pending = {}
         #: whether nothing is known yet of the transactions of this server
@@ -127,64 +102,66 @@ class History:
         self.rng.choice(actions)()
 
     def begin(self):
-        if len(self.open) < MOST_OPEN:
-            self.open.append(Transaction(self.cluster, self.server.connect("bus")))
+        if len(self._open) < MOST_OPEN:
+            self._open[self._server.connect("bus")] = {}
 
     def write(self):
         """Write a row in one of the open transactions, or in one of its own."""
-        is_alone = not self.open or self.rng.random() < 0.3
-        transaction = Transaction(self.cluster, self.server.connect("bus")) if is_alone else self.rng.choice(self.open)
+        is_alone = not self._open or self.rng.random() < 0.3
+        real = self._server.connect("bus") if is_alone else self.rng.choice(list(self._open))
+        ages = self._open.setdefault(real, {})
         self._number += 1
+        channel, age = "c%d" % self._number, self.rng.choice((YOUNG, OLD))
+        #: what becomes of the savepoint that the row is written in
         savepoint = self.rng.choice(("", "", "", "RELEASE", "ROLLBACK TO"))
-        transaction.insert("c%d" % self._number, self.rng.choice((YOUNG, OLD)), savepoint)
+        with real.cursor() as cr:
+            if savepoint:
+                cr.execute("SAVEPOINT inner_one")
+            cr.execute(INSERT, (channel, age))
+            if savepoint:
+                cr.execute("%s SAVEPOINT inner_one" % savepoint)
+        if savepoint != "ROLLBACK TO":
+            ages[channel] = age
         if is_alone:
-            self._end(transaction, commit=True)
+            self._end(real, commit=True)
 
     def commit(self):
-        if self.open:
-            self._end(self.rng.choice(self.open), commit=True)
+        if self._open:
+            self._end(self.rng.choice(list(self._open)), commit=True)
 
     def roll_back(self):
-        if self.open:
-            self._end(self.rng.choice(self.open), commit=False)
+        if self._open:
+            self._end(self.rng.choice(list(self._open)), commit=False)
 
     def empty(self):
-        if not self.open:
-            self.server.execute("TRUNCATE bus_bus %s" % self.rng.choice(("", "RESTART IDENTITY")), dbname="bus")
-            self.cluster.tables["bus"], self.pending = [], {}
-            self._follow()
+        if not self._open:
+            self._server.execute("TRUNCATE bus_bus %s" % self.rng.choice(("", "RESTART IDENTITY")), dbname="bus")
+            self.pending = {}
 
     def restart(self):
         self.close()
-        self.server.restart("immediate")
-        self.cluster.started = self.server.value("SELECT " + lookup.STARTED)
+        self._server.restart("immediate")
         # It could be another server.
         self.only_by_date = True
         self._add_pending({})
-        self._follow()
         # A transaction that may be under way when the addon first looks.
         self.begin()
 
     def close(self):
-        while self.open:
-            self._end(self.open[0], commit=False)
+        for real in list(self._open):
+            self._end(real, commit=False)
 
-    def _end(self, transaction, commit):
-        if transaction in self.open:
-            self.open.remove(transaction)
-        transaction.end(commit)
+    def _end(self, real, commit):
+        ages = self._open.pop(real)
         if commit:
-            self._add_pending(transaction.ages)
+            real.commit()
+            self._add_pending(ages)
+        real.close()
 
     def _add_pending(self, ages):
         self.pending.update(ages)
         if self.only_by_date:
             self.pending = {channel: age for channel, age in self.pending.items() if age == YOUNG}
-
-    def _follow(self):
-        """Others than the transactions above have ended: the next number is that of the real server."""
-        snapshot = self.server.value("SELECT txid_current_snapshot()::text")
-        self.cluster.completed = int(snapshot.split(":")[1]) - 1
 
 
 def same(answer):
@@ -194,6 +171,7 @@ def same(answer):
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
 def test_each_row_of_a_history_is_found_once_and_the_simulation_finds_the_same(server, recorded, seed):
+    kernel.Kernel(seed)
     epoch = server.value("SELECT txid_current()") // EPOCH
     history, backlog, known = History(server, seed), AskedBacklog(server), set()
 
@@ -206,7 +184,7 @@ def test_each_row_of_a_history_is_found_once_and_the_simulation_finds_the_same(s
         known.update(found)
         history.pending, history.only_by_date = {}, False
         for values, answer in recorded:
-            assert same(statements.look_up(history.cluster, "bus", **values)) == same(answer), values
+            assert same(statements.look_up(Cluster(server), "bus", **values)) == same(answer), values
         recorded.clear()
 
     history.restart()

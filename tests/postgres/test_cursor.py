@@ -121,30 +121,3 @@ def test_listen_and_unlisten_count_from_the_commit(server, cursor, pool):
     cursor._cnx.poll()
     assert [one.payload for one in cursor._cnx.notifies] == ["heard"]
     assert pool.in_use == []
-
-
-@pytest.mark.parametrize("is_autocommit", [False, True])
-def test_an_ordinary_cursor_listens_from_the_commit_on(server, listening, ordinary, is_autocommit):
-    """As does its connection, which somebody has fetched before."""
-    server.execute("CREATE TABLE IF NOT EXISTS turned (id int); GRANT ALL ON turned TO odoo; TRUNCATE turned")
-    with ordinary() as cursor:
-        fetched = cursor._cnx
-        fetched.autocommit = is_autocommit
-        cursor.execute("INSERT INTO turned VALUES (1)")
-        connection = listening()
-        connection.adopt(cursor)
-        turn(cursor, connection)
-        cursor.execute("LISTEN orders")
-        if not is_autocommit:
-            cursor.execute("INSERT INTO turned VALUES (2)")
-            cursor.commit()
-        assert server.execute("SELECT count(*) FROM turned") == [(1 if is_autocommit else 2,)]
-        server.execute("SELECT pg_notify('orders', 'x')")
-        assert select.select([fetched], [], [], 5)[0]
-        assert fetched.poll() == extensions.POLL_OK
-        assert [notification.payload for notification in fetched.notifies] == ["x"]
-        assert not fetched.closed
-        assert fetched.autocommit == is_autocommit
-        cursor.execute("SELECT 1")
-        assert cursor.fetchone() == (1,)
-    assert fetched.closed
