@@ -9,7 +9,7 @@ from stack.proxy import black_hole
 from stack.stack import Stack
 from tests.support.machine import Machine
 
-pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded", "19.0-prefork")
+pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
 
 SILENT = r"WARNING .*lost the listener of database postgres: the path to \S+ is silent, nothing comes through"
 

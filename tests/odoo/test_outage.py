@@ -7,6 +7,8 @@ import time
 import pytest
 
 from stack.stack import Stack
+from stack.waiting import wait_until
+from tests.support.actions import ScheduledAction
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.flow import flowing
 from tests.support.outage import LOST, direct_way_closed
@@ -77,6 +79,22 @@ def test_a_crash_of_postgresql_is_survived(stack, client):
         client.wait_for(message)
     assert client.messages == ["one", "two"]
     assert [found.level for found in troubles(stack, begin, bus_pid(stack))] == ["WARNING"]
+
+
+@pytest.mark.matrix
+@pytest.mark.variants(since=15)  # up to 14.0 nothing can be triggered
+def test_a_job_triggered_in_an_outage_runs_right_after_it(stack, client):
+    action, workers = ScheduledAction(stack), stack.odoo.processes().cron
+    with direct_way_closed(stack):
+        action.trigger()
+        with pytest.raises(TimeoutError):
+            wait_until(action.has_run, 2)
+    # Without a notification Odoo looks for work once a minute.
+    wait_until(action.has_run, SOON, "the job to run at once", 0.05, stack.odoo.log_tail)
+    # No thread and no worker of cron has died of it, as stock ones do.
+    assert stack.odoo.processes().cron == workers
+    action.trigger()
+    wait_until(lambda: action.has_run(2), SOON, "the job to run again", 0.05, stack.odoo.log_tail)
 
 
 def test_what_was_sent_before_the_very_first_listen_arrives(stack):

@@ -13,6 +13,7 @@ from tests.support.outage import LOST, direct_way_closed
 
 #: seconds until what is tried again and again is there: generous, for a busy machine
 SOON = 15
+SENDING_FAILS = "can't tell whether the listener of database postgres hears: sending fails: "
 
 # Under gevent the addon's waiting for the pooler is another than in threads.
 pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork")]
@@ -83,10 +84,10 @@ def test_short_lives_and_small_pools_are_no_trouble(stack):
     assert said(stack, mark) == [("WARNING", LOST), ("INFO", "listening again")]
 
 
-def test_a_check_that_gets_no_server_connection_in_time_says_nothing_about_the_listener(stack):
-    pooler = pooler_with(stack, {"query_wait_timeout": 1}, postgres="pool_size=1 reserve_pool=0")
-    mark, pooler_mark, backend = stack.odoo.log_mark(), pooler.log_mark(), stack.wait_for_listen()
+def test_without_a_server_connection_the_listener_is_kept_and_what_was_missed_is_looked_for_until_there_is_one(stack):
     with stack.client(["held"]) as client:
+        pooler = pooler_with(stack, {"query_wait_timeout": 1, "default_pool_size": 1, "reserve_pool_size": 0})
+        mark, pooler_mark, backend = stack.odoo.log_mark(), pooler.log_mark(), stack.wait_for_listen()
         with contextlib.closing(hold(pooler, "postgres")):
             pooler.wait_for_log("postgres/.*query_wait_timeout", pooler_mark)
             # The log has it once a minute: another test may have caused it.
@@ -95,14 +96,9 @@ def test_a_check_that_gets_no_server_connection_in_time_says_nothing_about_the_l
                 sender.send("held", "pushed")
             client.wait_for("pushed")
         wait_for_check(stack)
-    sending = "can't tell whether the listener of database postgres hears: sending fails: "
-    assert [one for one in records(stack, mark) if not one.message.startswith(sending)] == []
-    assert stack.wait_for_listen() == backend
+        assert [one for one in records(stack, mark) if not one.message.startswith(SENDING_FAILS)] == []
+        assert stack.wait_for_listen() == backend
 
-
-def test_what_was_missed_is_looked_for_until_there_is_a_server_connection(stack):
-    with stack.client(["held"]) as client:
-        pooler = pooler_with(stack, {"query_wait_timeout": 1, "default_pool_size": 1, "reserve_pool_size": 0})
         mark, pooler_mark = stack.odoo.log_mark(), pooler.log_mark()
         with contextlib.closing(hold(pooler, stack.database)):
             with direct_way_closed(stack), contextlib.closing(stack.sender(direct=True)) as sender:

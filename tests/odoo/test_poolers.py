@@ -4,11 +4,16 @@ import contextlib
 
 import pytest
 
+from stack.commands import reason
 from stack.poolers import Odyssey, Pgpool, PinningOdyssey
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import troubles, wait_for_record, wait_until_confirmed
-from tests.support.realpoolers import skip_without
+from tests.support.checking import HEARD, directly_to, odoo_conf, run_check
+
+KEEPS = "OK; but the pooler keeps sessions, so Odoo needs no addon to listen"
+# It hands on the pid as well, so there is no telling it from a server.
+LOOKS_LIKE_A_SERVER = "OK; but Odoo uses no pooler, or one that keeps sessions, so it needs no addon to listen"
 
 pytestmark = pytest.mark.rest
 
@@ -25,7 +30,10 @@ def start():
     with contextlib.ExitStack() as stacks:
 
         def start(pooler, poll="0", **options):
-            skip_without(pooler)
+            try:
+                pooler.program()
+            except RuntimeError as error:
+                pytest.skip(reason(error))
             # pgpool-II 4.3 tells its client after 5 s that the backend is gone. No self-check should come first.
             environment = {"IMDISPATCHER_POLL_INTERVAL": poll, "IMDISPATCHER_CHECK_INTERVAL": "10"}
             return stacks.enter_context(Stack(pooler=pooler, environment=environment, jobs=False, **options))
@@ -65,21 +73,30 @@ def listeners_past_the_pooler(stack):
     return {row.pid for row in stack.server.activity()}
 
 
-@pytest.mark.parametrize("pooler", [Odyssey, PinningOdyssey, Pgpool])
-def test_with_a_way_past_it_listeners_take_that(start, pooler):
+def check(stack, folder, place):
+    """Return the last line of what ``check.py`` says if the listeners go to ``place``."""
+    return run_check(folder, odoo_conf(stack.pooler), directly_to(place))[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("pooler", "verdict"), [(Odyssey, HEARD), (PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)]
+)
+def test_with_a_way_past_it_listeners_take_that(start, tmp_path, pooler, verdict):
     stack = start(pooler)
     listener = misses_nothing(stack, stack.server)
+    assert check(stack, tmp_path, stack.server) == verdict
     wait_until(lambda: listeners_past_the_pooler(stack) == {listener}, what="all but the listener to go")
 
 
-@pytest.mark.parametrize("pooler", [PinningOdyssey, Pgpool])
-def test_where_it_keeps_listen_listeners_go_through_it(start, pooler):
+@pytest.mark.parametrize(("pooler", "verdict"), [(PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)])
+def test_where_it_keeps_listen_listeners_go_through_it(start, tmp_path, pooler, verdict):
     stack = start(pooler, direct=False)
     misses_nothing(stack, stack.pooler)
+    assert check(stack, tmp_path, stack.pooler) == verdict
     wait_until(lambda: listeners_past_the_pooler(stack) == set(), what="all to go")
 
 
-def test_where_it_does_not_keep_it_that_is_said_and_messages_arrive_late(start):
+def test_where_it_does_not_keep_it_that_is_said_and_messages_arrive_late(start, tmp_path):
     stack = start(Odyssey, "1", direct=False)
     client = stack.client(listening=False)
     deaf = "can't listen on database postgres: %s is a pooler that does not keep the connection for us; set "
@@ -91,3 +108,4 @@ def test_where_it_does_not_keep_it_that_is_said_and_messages_arrive_late(start):
     assert client.messages == ["one", "two"]
     # Told once, and nothing else is wrong; first of all that it was not told where PostgreSQL is.
     assert sorted(one.level for one in troubles(stack)) == ["ERROR", "WARNING", "WARNING"]
+    assert check(stack, tmp_path, stack.pooler) == "NOT OK: 1 error(s)"

@@ -1,10 +1,9 @@
 """What Odoo is made to do by itself, as its user does, from outside."""
 
 import uuid
-import xmlrpc.client
 
 from stack.database import LOGIN, PASSWORD
-from stack.odoo import series_number
+from stack.odoo import http_session, series_number
 from stack.sender import MESSAGE_TYPE
 from tests.support import traffic
 
@@ -37,40 +36,45 @@ class ScheduledAction:
         else:
             self._call("ir.cron", "write", [[self.id], {"nextcall": "2000-01-01 00:00:00"}])
 
-    def has_run(self):
-        return any(one.text == "SELECT '%s'" % self.token for one in traffic.statements(self._stack))
+    def has_run(self, times=1):
+        texts = [one.text for one in traffic.statements(self._stack)]
+        return texts.count("SELECT '%s'" % self.token) >= times
 
 
-def send(odoo, channel, message):
+def send(odoo, channel, messages):
     """Have Odoo send on its bus."""
     if series_number(odoo.build.series) >= 15:
-        code = "env['bus.bus']._sendone(%r, %r, %r)" % (channel, MESSAGE_TYPE, message)
+        lines = ["env['bus.bus']._sendone(%r, %r, %r)" % (channel, MESSAGE_TYPE, message) for message in messages]
     else:
-        code = "env['bus.bus'].sendone(%r, %r)" % (channel, message)
-    run_code(caller(odoo), code)
+        lines = ["env['bus.bus'].sendone(%r, %r)" % (channel, message) for message in messages]
+    run_code(caller(odoo), "\n".join(lines))
 
 
 def run_code(call, code):
-    """Have Odoo run a line of Python, as a server action."""
+    """Have Odoo run lines of Python, as a server action."""
     fields = {
         "name": "tests",
         "model_id": call("ir.model", "search", [[["model", "=", "ir.cron"]]])[0],
         "state": "code",
-        # Without an answer 12.0 gives None, for which plain XML-RPC has no word.
-        "code": code + "\naction = {'type': 'ir.actions.act_window_close'}",
+        "code": code,
     }
     action = call("ir.actions.server", "create", [fields])
     call("ir.actions.server", "run", [[action]])
 
 
 def caller(odoo):
-    """Log in; return a function that calls a method of a model: ``call(model, method, arguments)``."""
-    url = odoo.http_url + "/xmlrpc/2/"
-    with xmlrpc.client.ServerProxy(url + "common") as common:
-        uid = common.authenticate(odoo.database, LOGIN, PASSWORD, {})
+    """Log in; return a function that calls a method of a model: ``call(model, method, arguments)``.
 
-    def call(model, method, arguments):
-        with xmlrpc.client.ServerProxy(url + "object", allow_none=True) as proxy:
-            return proxy.execute_kw(odoo.database, uid, PASSWORD, model, method, arguments)
+    It is a session of the web client: with XML-RPC Odoo hashes the password for each call, which takes its time.
+    """
+    session = http_session()
 
-    return call
+    def post(path, **params):
+        answer = session.post(odoo.http_url + path, json={"params": params}, timeout=60).json()
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    post("/web/session/authenticate", db=odoo.database, login=LOGIN, password=PASSWORD)
+    return lambda model, method, arguments: post(
+        "/web/dataset/call_kw", model=model, method=method, args=arguments, kwargs={}
+    )

@@ -9,15 +9,15 @@ from pathlib import Path
 from stack.odoo import series_number
 from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records
-from tests.support.cron import who_looked_for_jobs
 
 _LISTENS = re.compile(r"listening(?: again)? on [^(]*?(?: through process (\d+))? at \S+ \(database postgres, ")
 _ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres moves")
+_LOOKED_FOR_JOBS = re.compile(r"(cron\d+|WorkerCron \(\d+\)) polling for jobs")
 _NAME = "@bus_alt_connection/"
 
 
 class Machine:
-    """Several Odoos with one user, one configuration and one series.
+    """Several Odoos with one user, one configuration and one series, to which somebody listens.
 
     :param stacks: one for each, see ``Stack.another``
     """
@@ -33,38 +33,31 @@ class Machine:
         for stack in self.stacks:
             wait_until(stack.odoo.is_up, 60, "all of Odoo to answer", 0.1, stack.odoo.log_tail)
 
-    def listeners(self, bus=True):
-        """Return the stack of each process that listens, by its id.
-
-        :param bus: whether there are clients, without which the bus does not listen
-        """
+    def listeners(self):
+        """Return the stack of each process that listens, by its id."""
         found = {}
         for stack in self.stacks:
             if not stack.odoo.running:
                 continue
-            with_cron = series_number(stack.series) >= 15
-            if bus or with_cron and not stack.odoo.workers:
-                found[bus_pid(stack)] = stack
-            if with_cron:
+            found[bus_pid(stack)] = stack
+            if series_number(stack.series) >= 15:
                 found.update((pid, stack) for pid in stack.odoo.processes().cron)
         return found
 
-    def ways(self, first=False, **options):
+    def ways(self):
         """Return the process through which each of :meth:`listeners` does: it itself, or its leader; None: it does not.
 
         It is known by the log, where each says it once it has heard itself.
-
-        :param first: not the last that it said, but the first
         """
         said = {}
         for stack in self.stacks:
             for one in records(stack):
                 listens = _LISTENS.match(one.message)
                 if listens or _ENDS.match(one.message):
-                    said.setdefault(one.pid, []).append(listens and int(listens[1] or one.pid))
-        return {pid: said.get(pid, [None])[0 if first else -1] for pid in self.listeners(**options)}
+                    said[one.pid] = listens and int(listens[1] or one.pid)
+        return {pid: said.get(pid) for pid in self.listeners()}
 
-    def settle(self, lasting=0.0, deadline=20.0, **options):
+    def settle(self, lasting=0.0, deadline=20.0):
         """Wait until all listen through one and the same process, and PostgreSQL has no other listener; return its id.
 
         :param lasting: seconds for which nothing has changed before
@@ -72,7 +65,7 @@ class Machine:
         seen = [None, 0.0]
 
         def settled():
-            now, ways = time.monotonic(), self.ways(**options)
+            now, ways = time.monotonic(), self.ways()
             if ways != seen[0]:
                 seen[:] = ways, now
             leaders = set(ways.values())
@@ -81,22 +74,25 @@ class Machine:
             return now - seen[1] >= lasting and leaders.pop()
 
         def tail():
-            lines = ["%s through %s" % way for way in self.ways(**options).items()]
+            lines = ["%s through %s" % way for way in self.ways().items()]
             lines += ["connected: %s" % sorted(self.connected())]
             return "\n".join(lines + [stack.odoo.log_tail() for stack in self.stacks])
 
         return wait_until(settled, deadline + lasting, "all to listen through one", 0.1, tail)
 
     def trigger_cron(self, deadline=10.0):
-        """Have Odoo's cron triggered; returns when all that listen for it have looked for jobs."""
+        """Have Odoo's cron triggered; returns when all that listen for it have looked for jobs.
+
+        Odoo logs that with ``--log-handler=odoo.service.server:DEBUG``.
+        """
         marks = {stack: stack.odoo.log_mark() for stack in self.stacks if stack.odoo.running}
         first = self.stacks[0]
         if series_number(first.series) < 15:
             return
 
         def looked():
-            wanted = first.odoo.conf["max_cron_threads"]
-            return all(len(who_looked_for_jobs(stack, mark)) == wanted for stack, mark in marks.items())
+            who = [set(_LOOKED_FOR_JOBS.findall(stack.odoo.log_since(mark))) for stack, mark in marks.items()]
+            return all(len(names) == first.odoo.conf["max_cron_threads"] for names in who)
 
         with contextlib.closing(first.sender()) as sender:
             sender.notify(first.database, "cron_trigger")

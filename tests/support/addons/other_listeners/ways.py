@@ -12,75 +12,33 @@ from odoo.modules.registry import Registry
 from odoo.sql_db import db_connect
 from psycopg2 import sql
 
-try:
-    from odoo.tools import SQL
-except ImportError:  # up to 16.0
-    SQL = None
-
 _logger = logging.getLogger(__name__)
 
 
-def formatted(database):
-    channel = "formatted"
-    with db_connect(database).cursor() as cr:
-        cr.execute(f"LISTEN {channel}")
-        cr.commit()
-        _receive(cr)
-
-
-def composed(database):
-    with db_connect(database).cursor() as cr:
-        cr.execute(sql.SQL("LISTEN {}").format(sql.Identifier("composed")))
-        cr.commit()
-        _receive(cr)
-
-
-def with_tools_sql(database):
-    with db_connect(database).cursor() as cr:
-        cr.execute(SQL("LISTEN %s", SQL.identifier("with_tools_sql")))
-        cr.commit()
-        _receive(cr)
-
-
-def by_registry(database):
-    """LISTEN on an Odoo database, with the cursor that most code gets."""
-    with contextlib.closing(Registry(database).cursor()) as cr:
-        cr.execute("LISTEN by_registry")
-        cr.commit()
-        _receive(cr)
-
-
-def wanting_more(database):
-    """LISTEN, and use what only a connection of psycopg2's has."""
-    with db_connect(database).cursor() as cr:
-        cr.execute("LISTEN wanting_more")
-        cr.commit()
-        _logger.info("wanting_more encodes in %s", cr._cnx.encoding)
-        _receive(cr)
-
-
-def writing(database):
-    """LISTEN, and write with the ORM on the same cursor, with and without a transaction that goes before."""
-    with _environments(), db_connect(database).cursor() as cr:
-        cr.execute("LISTEN writing")
+def by_itself(database):
+    """LISTEN on the cursor that most code gets, and write with the ORM on it, with and without a commit."""
+    with _environments(), contextlib.closing(Registry(database).cursor()) as cr:
+        cr.execute(sql.SQL("LISTEN {}").format(sql.Identifier("by_itself")))
         cr.commit()
         for number, name in enumerate(("committed", "given up")):
             env = api.Environment(cr, SUPERUSER_ID, {})
-            _logger.info("writing: the cursor of the environment is %s", "the same" if env.cr is cr else "another")
+            _logger.info("by_itself: the cursor of the environment is %s", "the same" if env.cr is cr else "another")
             partner = env["res.partner"].search([], limit=1, order="id")
             with cr.savepoint():
-                partner.write({"name": "writing: %s" % name})
+                partner.write({"name": "by_itself: %s" % name})
             # Of the commit or rollback, not of the savepoint.
             _tell_hooks(cr)
             cr.execute("SELECT %s AS found", (partner.name,))
-            _logger.info("writing: found %s", cr.dictfetchall()[0]["found"])
+            _logger.info("by_itself: found %s", cr.dictfetchall()[0]["found"])
             # It stays in Odoo's cache until Odoo flushes that, which is when the transaction ends.
             env["res.country"].search([], limit=1, order="id").write({"phone_code": 4711 + number})
             if name == "committed":
                 cr.commit()
             else:
                 cr.rollback()
-        _receive(cr)
+        # What only a connection of psycopg2's has.
+        _logger.info("by_itself: the encoding is %s", cr._cnx.encoding)
+        _receive_on(cr._cnx)
 
 
 def handed_on(database):
@@ -103,13 +61,6 @@ def _listen(cr, channel):
     cr.commit()
 
 
-def only_ask(database):
-    """Listen for nothing, and return the port that the server sees us at."""
-    with db_connect(database).cursor() as cr:
-        cr.execute("SELECT inet_client_port()")
-        return cr.fetchone()[0]
-
-
 def _environments():
     """Return a context for environments, which threads needed up to 14.0."""
     manage = getattr(api.Environment, "manage", contextlib.suppress)
@@ -120,14 +71,10 @@ def _tell_hooks(cr):
     """Have the hooks of a transaction say that they run."""
     if hasattr(cr, "precommit"):
         for name in ("precommit", "postcommit", "prerollback", "postrollback"):
-            getattr(cr, name).add(lambda name=name: _logger.info("writing: hook %s", name))
+            getattr(cr, name).add(lambda name=name: _logger.info("by_itself: hook %s", name))
     else:  # up to 13.0
         for name in ("commit", "rollback"):
-            cr.after(name, lambda name=name: _logger.info("writing: hook post%s", name))
-
-
-def _receive(cr):
-    _receive_on(cr._cnx)
+            cr.after(name, lambda name=name: _logger.info("by_itself: hook post%s", name))
 
 
 def _receive_on(connection):

@@ -1,7 +1,0 @@
-{  # noqa: B018
-    "name": "Future Dispatcher",
-    "author": "bus_alt_connection contributors",
-    "license": "AGPL-3",
-    "depends": ["bus"],
-    "post_load": "post_load",
-}
