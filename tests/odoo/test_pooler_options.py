@@ -86,7 +86,8 @@ def test_short_lives_and_small_pools_are_no_trouble(stack):
 
 def test_without_a_server_connection_the_listener_is_kept_and_what_was_missed_is_looked_for_until_there_is_one(stack):
     with stack.client(["held"]) as client:
-        pooler = pooler_with(stack, {"query_wait_timeout": 1, "default_pool_size": 1, "reserve_pool_size": 0})
+        options = {"query_wait_timeout": 1, "default_pool_size": 1, "reserve_pool_size": 0}
+        pooler = pooler_with(stack, options, postgres="pool_size=1 reserve_pool=0")
         mark, pooler_mark, backend = stack.odoo.log_mark(), pooler.log_mark(), stack.wait_for_listen()
         with contextlib.closing(hold(pooler, "postgres")):
             pooler.wait_for_log("postgres/.*query_wait_timeout", pooler_mark)
