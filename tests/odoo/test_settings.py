@@ -126,7 +126,7 @@ def test_listeners_take_a_certificate_that_is_right_and_no_other(stack, authorit
         assert " at localhost:%s " % stack.server.port in wait_until_confirmed(stack, mark).message
         stack.send("tests", "hello")
         client.wait_for("hello")
-        query = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'odoo-list%'"
+        query = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'listener'"
         assert {row.ssl for row in stack.server.execute(query)} == {True}
 
     mark = run_with(authorities["another"])
