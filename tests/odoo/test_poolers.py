@@ -79,7 +79,9 @@ def check(stack, folder, place):
 
 
 @pytest.mark.parametrize(
-    ("pooler", "verdict"), [(Odyssey, HEARD), (PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)]
+    ("pooler", "verdict"),
+    [(Odyssey, HEARD), (PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)],
+    ids=["Odyssey", "PinningOdyssey", "Pgpool"],
 )
 def test_with_a_way_past_it_listeners_take_that(start, tmp_path, pooler, verdict):
     stack = start(pooler)
@@ -88,7 +90,11 @@ def test_with_a_way_past_it_listeners_take_that(start, tmp_path, pooler, verdict
     wait_until(lambda: listeners_past_the_pooler(stack) == {listener}, what="all but the listener to go")
 
 
-@pytest.mark.parametrize(("pooler", "verdict"), [(PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)])
+@pytest.mark.parametrize(
+    ("pooler", "verdict"),
+    [(PinningOdyssey, KEEPS), (Pgpool, LOOKS_LIKE_A_SERVER)],
+    ids=["PinningOdyssey", "Pgpool"],
+)
 def test_where_it_keeps_listen_listeners_go_through_it(start, tmp_path, pooler, verdict):
     stack = start(pooler, direct=False)
     misses_nothing(stack, stack.pooler)
