@@ -63,7 +63,7 @@ else
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 endif
 
-test-all: $(TOOLS_STAMP) ## the rest: Odoo 14.0, browsers, other poolers, packages (ARGS="..." goes to pytest)
+test-all: $(TOOLS_STAMP) ## the rest: Odoo 14.0, other poolers, packages (ARGS="..." goes to pytest)
 	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) -m rest $(ARGS)
 
 matrix: $(TOOLS_STAMP) ## the main tests on all series, or on all source trees in TREES=/folder

@@ -3,7 +3,7 @@
 Each module knows only those further down in this list:
 
 - :mod:`.up` runs a stack by hand, :mod:`.stack` puts one together
-- :mod:`.clients` is a client of Odoo's bus, :mod:`.sender` writes into it as Odoo does, :mod:`.browser` opens browsers
+- :mod:`.clients` is a client of Odoo's bus, :mod:`.sender` writes into it as Odoo does
 - :mod:`.database` makes the Odoo database that a stack starts from
 - :mod:`.odoo`, :mod:`.pgbouncer`, :mod:`.poolers`, :mod:`.postgres` are the servers, :mod:`.proxy` a network path that
   can fail, :mod:`.namespaces` a network that can be unplugged
