@@ -37,6 +37,8 @@ class Task:
     def __init__(self, process, target, args, name):
         self.process, self.name = process, name
         self.queued, self.over = False, False
+        #: the locks that it holds, each as often as it has acquired it
+        self.locks = []
         #: raised by one with each wait, so that an earlier deadline does not wake a later wait
         self.epoch = 0
         self.greenlet = greenlet(lambda: self._run(target, args), parent=K.hub)

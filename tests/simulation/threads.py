@@ -1,7 +1,16 @@
-"""Locks, conditions and threads of the simulated processes."""
+"""Locks, conditions and threads of the simulated processes.
+
+They check the order of locks that the docstring of ``listener.py`` promises.
+"""
+
+import sys
 
 from . import kernel
 from .kernel import Task, point
+
+# The rank of a lock, by the module that makes it. A thread that holds a lock waits only for those of a higher rank. The
+# lock of a log handler is made by `odoo`.
+_RANKS = {"patch": 1, "odoo": 2, "threads": 3, "catchup": 3, "sharing": 3, "waker": 3, "listener": 4}
 
 
 class Lock:
@@ -11,18 +20,25 @@ class Lock:
 
     def __init__(self):
         self._owner, self._count, self._waiters = None, 0, []
+        maker = sys._getframe(1)
+        while maker.f_globals["__name__"] == __name__:
+            maker = maker.f_back
+        self.module = maker.f_globals["__name__"].rpartition(".")[2]
 
     def acquire(self, blocking=True):
         point()
         me = kernel.K.current
         if me is None:
             return True
+        if blocking:
+            _check_order(me, self)
         while self._count and not (self._reentrant and self._owner is me):
             if not blocking:
                 return False
             kernel.K.wait([self._waiters])
         self._owner = me
         self._count += 1
+        me.locks.append(self)
         return True
 
     def release(self):
@@ -31,6 +47,7 @@ class Lock:
         if not self._count:
             raise RuntimeError("release unlocked lock")
         self._count -= 1
+        self._owner.locks.remove(self)
         if not self._count:
             self._owner = None
             kernel.K.wake(self._waiters)
@@ -40,6 +57,13 @@ class Lock:
 
     def __exit__(self, *_error):
         self.release()
+
+
+def _check_order(task, wanted):
+    for held in task.locks:
+        if held is not wanted and _RANKS[held.module] >= _RANKS[wanted.module]:
+            text = "%s holds a lock of %s and waits for one of %s" % (task.name, held.module, wanted.module)
+            kernel.K.problem("order of locks", text)
 
 
 class Condition(Lock):
@@ -67,6 +91,8 @@ class Condition(Lock):
 
     def _sleep(self, deadline):
         """Release the lock until somebody notifies, or until ``deadline``."""
+        if set(kernel.K.current.locks) != {self}:
+            kernel.K.problem("order of locks", "a thread waits for an event while it holds another lock")
         count, self._count, self._owner = self._count, 0, None
         kernel.K.wake(self._waiters)
         kernel.K.wait([self._sleepers], deadline)
