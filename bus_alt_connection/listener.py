@@ -104,7 +104,6 @@ class Listener(object):
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
     - ``dropped``: how often notifications, some of them of the bus, did not fit into all feeds
-    - ``closed``: True once `close` was called, or the last local feed is gone; then it stays True
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None, counters=None):
@@ -118,7 +117,6 @@ class Listener(object):
         self.failed = False
         self.lives = 0
         self.dropped = 0
-        self.closed = False
         self.changed = threading.Condition()
         #: readable after a change, for the supervisor, which waits for connections as well; the supervisor clears it
         self.changes = Waker()
@@ -126,6 +124,7 @@ class Listener(object):
         self._stopping = stopping
         self._at_end = at_end
         self._feeds = weakref.WeakSet()
+        self._ended = False
         self._next_number = itertools.count(1)
         self._numbers = {}
         self._token = None
@@ -321,32 +320,35 @@ class Listener(object):
 
     # For feeds and cursors. Any thread may call these. ---------------------------
 
+    @property
+    def closed(self):
+        """True once `close` was called, or no local feed is left. Once true, it stays true."""
+        with self.changed:
+            if not any(feed.local for feed in self._all_feeds()):
+                self._ended = True
+            return self._ended
+
     def close(self):
         """Make `run` end. Returns at once."""
         with self._change():
-            self.closed = True
+            self._ended = True
         self.wake()
 
     def add(self, feed):
         """Serve ``feed`` as well; return False if the listener is closed."""
         with self.changed:
-            if self.closed:
+            if self._ended:
                 return False
             self._feeds.add(feed)
             # A feed may be garbage-collected without having been removed.
-            weakref.finalize(feed, self._close_if_unused).atexit = False
+            weakref.finalize(feed, self.wake).atexit = False
         self.wake()
         return True
 
     def remove(self, feed):
         """Stop serving ``feed``. Removing the last local feed closes the listener."""
-        with self.changed:
-            self._feeds.discard(feed)
-            self._close_if_unused()
-
-    def _close_if_unused(self):
         with self._change():
-            self.closed = self.closed or not any(feed.local for feed in self._all_feeds())
+            self._feeds.discard(feed)
         self.wake()
 
     def listen(self, feed, channels):
