@@ -18,14 +18,13 @@ from psycopg2.extensions import Notify
 
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import log, sharing
-from bus_alt_connection.listener import Listener, Moved
+from bus_alt_connection.listener import Moved
 from bus_alt_connection.log import FAILED, LOST, MOVED
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import FollowerSession, Sharing
 from bus_alt_connection.supervisor import LISTENING, SHARED
 from bus_alt_connection.tasks import finish
 from stack.waiting import wait_until
-from tests.unit.conftest import _end
 from tests.unit.fakes import Events, FakeFeed, Watched, connected, live
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sockets without files are Linux's")
@@ -44,15 +43,12 @@ GREETING = json.dumps([[FACTS, []], []]).encode()
 class Process:
     """What the addon has in a listening process, with another way to connect. ``directs``: how often it connected."""
 
-    def __init__(self, fake, parameters, channels, evented=False, share=True, direct=None):
+    def __init__(self, direct, listen, parameters, channels, evented=False, share=True):
         self.directs, self.events, self.feed = 0, Events(), FakeFeed(*channels)
-        self._direct = direct or fake.connect
+        self._direct = direct
         self.sharing = Sharing(self._connect, parameters, share, evented)
-        self.listener = Listener("postgres", self.sharing.connect, lambda: False, self.events, 19, self.sharing.close)
-        self.listener.add(self.feed)
-        fake.listeners.append(self.listener)
-        self._thread = threading.Thread(target=self.listener.run, name="bus_alt_connection.listener", daemon=True)
-        self._thread.start()
+        ways = {"connect": self.sharing.connect, "at_end": self.sharing.close}
+        self.listener = listen(self.feed, journal=self.events, **ways)
 
     def _connect(self, unproven):
         self.directs += 1
@@ -70,8 +66,7 @@ class Process:
     @property
     def in_force(self):
         """Whether LISTEN is in force on all that its feed wants."""
-        session = self.session
-        return session is not None and self.feed.channels <= session.channels
+        return self.listener.wait_for_listen(self.feed, 0)
 
     def moves(self):
         """Do as a supervisor does after a check; return whether that makes the listener move."""
@@ -81,11 +76,6 @@ class Process:
         if found:
             self.listener.replace(session, MOVED, "there is a better one")
         return found
-
-    def end(self):
-        self.listener.close()
-        self._thread.join(5)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
@@ -100,18 +90,16 @@ def parameters():
 
 
 @pytest.fixture
-def process(fake, parameters):
+def process(fake, listen, parameters):
     """Return a function that starts a `Process`, and waits until it listens."""
-    started = []
 
-    def process(*channels, parameters=lambda: parameters, waits=True, **more):
-        started.append(Process(fake, parameters, channels or ["imbus"], **more))
+    def process(*channels, direct=fake.connect, waits=True, **more):
+        started = Process(direct, listen, lambda: parameters, channels or ["imbus"], **more)
         if waits:
-            expect(lambda: started[-1].in_force)
-        return started[-1]
+            expect(lambda: started.in_force)
+        return started
 
-    yield process
-    _end(each.listener for each in started)
+    return process
 
 
 @pytest.fixture
@@ -287,7 +275,7 @@ def test_a_follower_changes_its_channels_and_the_leader_listens_on_no_others(fak
         assert follower.feed.get() == (channel, "x")
     own = {"imbus", HEARTBEAT_CHANNEL, session.check_channel}
     expect(lambda: session.channels == own | {longest, follower.session.check_channel})
-    follower.end()
+    follower.listener.close()
     expect(lambda: session.channels == own)
     hear(fake, leader)
 
@@ -296,7 +284,7 @@ def test_when_the_leader_ends_its_followers_gather_behind_another_and_that_is_no
     leader, *followers = [process(evented=True) for _ in range(4)]
     # A forked child has copies of the sockets.
     copies = [each.socket.dup() for each in leader.listener._all_feeds() if not each.local]
-    leader.end()
+    leader.listener.close()
     for each in followers:
         each.events.expect(MOVED)
     assert len(settled(*followers)) == 1 and fake.connects == 2
@@ -348,7 +336,7 @@ def test_a_process_that_waits_for_its_leader_can_end(fake, process, leader, monk
     leader.events.expect(LOST)
     waiting = process(waits=False)
     expect(lambda: len(leader.listener._all_feeds()) == 2)
-    waiting.end()
+    waiting.listener.close()
 
 
 def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
@@ -611,14 +599,6 @@ def test_without_sharing_there_is_no_socket(fake, process, monkeypatch, how):
     hear(fake, *processes)
     assert not any(each.moves() for each in processes)
     assert made == [] and fake.connects == 2
-
-
-def test_parameters_that_are_refused_are_an_event(process, fake):
-    def refused():
-        raise psycopg2.OperationalError("options are wrong")
-
-    assert process(parameters=refused, waits=False).events.expect(FAILED).reason == "options are wrong"
-    assert fake.connects == 0
 
 
 # With supervisors -----------------------------------------------------------------------------------------------------
