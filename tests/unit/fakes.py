@@ -106,7 +106,7 @@ class FakeServer:
     def notify(self, channel, payload):
         with self._lock:
             for session in list(self.sessions):
-                if channel in session.channels and not (self._swallowing or session.deaf or self.deaf_pooler):
+                if channel in session.channels and not (self._swallowing or self.deaf_pooler):
                     session.arrive(Notify(7, channel, payload))
                     self.on_notify(session)
 
@@ -137,9 +137,7 @@ class FakeServer:
 
 
 class FakeSession(Session):
-    """As :class:`bus_alt_connection.listener.DirectSession`; ``deaf``: its path has died without a word."""
-
-    deaf = False
+    """As :class:`bus_alt_connection.listener.DirectSession`."""
 
     def __init__(self, server):
         self._server = server
@@ -315,7 +313,13 @@ class Watched(Supervisor):
 
     def live(self, seconds, step=1.0, meanwhile=lambda: None):
         """Do what is due within so many seconds; call ``meanwhile()`` every ``step`` seconds."""
-        live(self.fake, seconds, [self], step, meanwhile)
+        end = self.fake.now + seconds
+        while self.fake.now < end:
+            began = self.fake.now
+            due = self.round(began)
+            meanwhile()
+            self.fake.settle()
+            self.fake.now = max(self.fake.now, min(due, began + step), began + 0.001)
 
     def lose(self):
         """Cut the direct way, which refuses connections from now on."""
@@ -342,17 +346,6 @@ class Watched(Supervisor):
         # What does not happen while nobody has anything to do does not happen at all.
         self.fake.settle()
         return condition()
-
-
-def live(fake, seconds, supervisors, step=1.0, meanwhile=lambda: None):
-    """Do the rounds of ``supervisors`` for some seconds of simulated time, see `Watched.live`."""
-    end = fake.now + seconds
-    while fake.now < end:
-        began = fake.now
-        due = min([supervisor.round(fake.now) for supervisor in supervisors])
-        meanwhile()
-        fake.settle()
-        fake.now = max(fake.now, min(due, began + step), began + 0.001)
 
 
 class FakeFeed:

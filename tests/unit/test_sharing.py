@@ -22,10 +22,9 @@ from bus_alt_connection.listener import Moved
 from bus_alt_connection.log import FAILED, LOST, MOVED
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import FollowerSession, Sharing
-from bus_alt_connection.supervisor import LISTENING, SHARED
 from bus_alt_connection.tasks import finish
 from stack.waiting import wait_until
-from tests.unit.fakes import Events, FakeFeed, Watched, connected, live
+from tests.unit.fakes import Events, FakeFeed, connected
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sockets without files are Linux's")
 
@@ -293,6 +292,14 @@ def test_when_the_leader_ends_its_followers_gather_behind_another_and_that_is_no
         each.close()
 
 
+def test_all_move_to_the_first_gevent_process(fake, process, leader, follower):
+    assert not follower.moves()
+    evented = process(evented=True)
+    assert leader.moves() and follower.moves()
+    expect(lambda: settled(leader, follower, evented) == [evented])
+    hear(fake, evented, leader, follower)
+
+
 # Outages --------------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +344,8 @@ def test_a_process_that_waits_for_its_leader_can_end(fake, process, leader, monk
     waiting = process(waits=False)
     expect(lambda: len(leader.listener._all_feeds()) == 2)
     waiting.listener.close()
+    # The last that its thread does is to close this.
+    expect(lambda: waiting.listener.changes.fileno() == -1)
 
 
 def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
@@ -369,24 +378,6 @@ def test_a_leader_that_stands_still_is_not_blamed_for_its_connection(serve, name
         assert (session.unheard, session.silent) == (unheard, not unheard)
 
 
-@pytest.mark.parametrize("overslept, more", [(0.0, sharing.LAST_MOMENT), (1.0, sharing.LONGEST_BEAT)])
-def test_a_follower_gives_a_silent_leader_a_last_moment_and_more_if_it_overslept_itself(monkeypatch, overslept, more):
-    def nothing_to_read(_size):
-        raise BlockingIOError
-
-    now = [1000.0]
-    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    session = FollowerSession.__new__(FollowerSession)
-    session._socket, session._arrived, session._leader = SimpleNamespace(recv=nothing_to_read), [], "process 7"
-    session._waits_longer, session._silent_at = False, now[0]
-    now[0] += overslept
-    assert session.receive() == [] and session.seconds_until_silent() == pytest.approx(more)
-    now[0] += more
-    with pytest.raises(psycopg2.OperationalError, match="process 7, .* has been silent"):
-        session.receive()
-    assert session.silent
-
-
 def test_what_a_follower_listens_on_is_in_force_when_the_leader_says_so_again(serve, name, monkeypatch):
     monkeypatch.setattr(sharing, "SILENCE", 0.3)
     answers = iter([json.dumps([[FACTS, ["a", "b"]], []]).encode(), HEARTBEAT, HEARTBEAT])
@@ -412,16 +403,6 @@ def test_a_leader_that_talks_nonsense_is_not_followed(fake, process, serve, name
     process_beside_it = process()
     assert not process_beside_it.is_follower
     hear(fake, process_beside_it)
-
-
-def test_a_follower_whose_leader_does_not_deliver_connects_itself_and_does_not_return(
-    fake, leader, follower, supervise
-):
-    supervisor = supervise(follower)
-    fake.sessions[0].deaf = True
-    live_until(fake, lambda: not follower.is_follower and supervisor.mode == LISTENING, supervisor)
-    assert "did not deliver what was sent" in follower.events.wait_for(LOST).reason
-    assert fake.connects == 2 and not follower.moves()
 
 
 def test_addresses_through_which_no_token_arrived_are_tried_last():
@@ -599,28 +580,3 @@ def test_without_sharing_there_is_no_socket(fake, process, monkeypatch, how):
     hear(fake, *processes)
     assert not any(each.moves() for each in processes)
     assert made == [] and fake.connects == 2
-
-
-# With supervisors -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def supervise(fake, options, clock):
-    """Return a function that makes the supervisor of a process; tests call its ``round``."""
-    return lambda each: Watched(fake, each.listener, each.events, [each.feed], options, better=each.sharing.better)
-
-
-def live_until(fake, fact, *supervisors):
-    """Do rounds until ``fact()``, a second of simulated time apart."""
-    expect(lambda: live(fake, 1, supervisors) or fact())
-
-
-def test_the_mode_of_a_follower_is_shared_and_it_moves_to_a_better_leader(fake, process, leader, follower, supervise):
-    supervisors = [supervise(leader), supervise(follower)]
-    live_until(fake, lambda: [each.mode for each in supervisors] == [LISTENING, SHARED], *supervisors)
-    status = supervisors[1].status()
-    assert (status["mode"], status["listening"], status["confirmed"]) == ("shared", True, True)
-    evented = process(evented=True)
-    live_until(fake, lambda: [each.mode for each in supervisors] == [SHARED, SHARED], *supervisors)
-    assert fake.connects == 2 and len(fake.sessions) == 1
-    hear(fake, evented, leader, follower)
