@@ -50,8 +50,8 @@ def listen(fake, events):
     """Return a function that starts a listener for the feeds; it is ended after the test."""
     started = []
 
-    def listen(*feeds, connect=fake.connect, stopping=lambda: False, journal=events, **more):
-        listener = Listener("postgres", connect, stopping, journal, 19, **more)
+    def listen(*feeds, connect=fake.connect, journal=events, **more):
+        listener = Listener("postgres", connect, lambda: False, journal, 19, **more)
         for feed in feeds:
             listener.add(feed)
         # Weakly held there.

@@ -12,7 +12,6 @@ from psycopg2 import extensions
 
 from bus_alt_connection import connection, log, settings
 from bus_alt_connection.connection import Connection, Facts, attempts, connect, keeping_session
-from bus_alt_connection.listener import DirectSession
 from bus_alt_connection.tasks import finish
 from tests.support.secrets import SECRETS
 
@@ -342,48 +341,3 @@ POOLER = "db-01:5432 is a pooler that does not keep the connection for us; set I
 )
 def test_the_first_reason_to_be_deaf_is_told(different, sentence):
     assert connection.why_deaf(DIRECT._replace(**different), ORDINARY).startswith(sentence)
-
-
-# The session of a listener
-
-
-@pytest.fixture
-def session(libpq, monkeypatch):
-    """Return a function that connects to a server which answers statements by ``answer(statement)``."""
-    monkeypatch.setattr(log, "_last", {})
-
-    def connect_session(answer):
-        facts = [(1, False, "postgres", "15.3", 5)]
-        libpq(lambda _: FakeLibpq(answer=lambda query: facts if "pg_is_in_recovery" in query else answer(query)))
-        return connect({"host": "db-01"}, DirectSession)
-
-    return connect_session
-
-
-def test_a_name_that_is_refused_is_warned_of_once_and_costs_no_session(session):
-    class NoSuchCharacter(psycopg2.DataError):
-        pgcode = "22P05"
-
-    def answer(query):
-        # psycopg2 itself refuses it so, if the database's encoding is SQL_ASCII.
-        query.encode("ascii")
-        return NoSuchCharacter("none") if "bad" in query else []
-
-    warned = []
-    listening = session(answer)
-    for number in range(3):
-        channels = frozenset(["imbus", "bad", "\u00fc", "check%d" % number])
-        listening.listen(channels, lambda *line: warned.append(line))
-    assert len(warned) == 2
-    assert {"LISTEN imbus", 'UNLISTEN "check0"'} <= set(listening._cnx.statements)
-
-
-def test_a_role_that_may_not_change_settings_keeps_its_session(session):
-    class NoRight(psycopg2.ProgrammingError):
-        pgcode = "42501"
-
-    listening = session(lambda query: NoRight("permission denied") if "pg_settings" in query else [])
-    listening.listen(frozenset(["imbus"]), None)
-    listening.settle()
-    # pg_stat_activity shows the last statement.
-    assert listening._cnx.statements[-1] == "LISTEN imbus"
