@@ -192,16 +192,12 @@ def odoo(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         setattr(stub, name.replace(".", "_"), module)
     stub.pool, stub.own = FakePool(no_connection), own
-    stub.http = sys.modules["odoo.http"]
-    forget = ["patch", "health"]
-    for name in forget:
-        sys.modules.pop("bus_alt_connection." + name, None)
     from bus_alt_connection import patch
 
     stub.patch = patch
     yield stub
     _end(supervisor.listener for supervisor in patch._here().supervisors.values())
-    for name in forget:
+    for name in ("patch", "health"):
         sys.modules.pop("bus_alt_connection." + name, None)
         vars(sys.modules["bus_alt_connection"]).pop(name, None)
 
