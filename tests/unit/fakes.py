@@ -30,7 +30,6 @@ class FakeServer:
     :ivar refusal: what is said of those that are away
     :ivar takes: seconds that a login takes
     :ivar may_list: whether Odoo's role may read pg_database
-    :ivar locked: names of databases whose bus_bus is locked
     :ivar pooled: whether a session says that there is a pooler in between
     :ivar deaf_pooler: the sender itself receives what LISTEN asks for, as behind a pooler in transaction mode
     :ivar started: when the server of the direct way was started; ``_PAST``: it is the one that the pooled way leads to
@@ -43,7 +42,7 @@ class FakeServer:
         self.sessions, self.listeners = [], []
         self.connects = 0
         self.sent = []
-        self.away, self.silent, self.locked = set(), set(), set()
+        self.away, self.silent = set(), set()
         self.refusal = "pooler:6432: no more connections allowed"
         self.takes = 0.0
         self.may_list, self.unlisted = True, set()
@@ -212,14 +211,14 @@ class FakePooled:
             return [("",)]
         if query == lookup._DATABASES:
             if not self._server.may_list:
-                raise answered("permission denied for table pg_database", "42501")
+                refused = psycopg2.OperationalError("permission denied for table pg_database")
+                refused.sqlstate = "42501"
+                raise refused
             names = sorted({"postgres", *server.rows} - server.unlisted)
             return [(names, names, server.started)]
         if "to_regclass" in query:
             return [("public" if self._database in server.rows else None,)]
         if "LOCK TABLE" in query:
-            if self._database in server.locked:
-                raise answered("canceling statement due to lock timeout", "55P03")
             return [(True, True, False, self._database)]
         assert query == lookup._MISSED.replace("TABLE_NAME", '"public".bus_bus')
         return [self._missed(**values)]
@@ -257,13 +256,6 @@ class FakePooled:
 
     def close(self):
         pass
-
-
-def answered(text, sqlstate):
-    """Return an error with which the server answers."""
-    error = psycopg2.OperationalError(text)
-    error.sqlstate = sqlstate
-    return error
 
 
 def connected(listener, after=None):
@@ -305,10 +297,10 @@ class Watched(Supervisor):
     :ivar feed: the first of the feeds that the listener serves
     """
 
-    def __init__(self, fake, listener, events, feeds, options, databases=("x1",), backlog=None, **more):
+    def __init__(self, fake, listener, events, feeds, options, databases=("x1",), **more):
         for database in databases:
             fake.rows.setdefault(database, [])
-        self.fake, self.events, self.feed, self.backlog = fake, events, feeds[0], backlog or Backlog(fake.opening)
+        self.fake, self.events, self.feed, self.backlog = fake, events, feeds[0], Backlog(fake.opening)
         super().__init__(listener, fake.opening, Databases(databases), self.backlog, options, **more)
 
     def live(self, seconds, step=1.0, meanwhile=lambda: None):

@@ -123,22 +123,6 @@ def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
 # A journal
 
 
-def test_a_journal_writes_in_order_and_when_it_is_time(clock):
-    written = []
-    journal = Journal(written.append)
-    assert journal.due == float("inf")
-    journal(Event(LOST, SESSION, "cut", clock.now))
-    clock.now += 0.1
-    journal.add(lambda *args: written.append(args), "a", 1)
-    assert journal.due == 1000.0 + log.LOG_DELAY
-    journal.write(1000.0)
-    assert written == []
-    journal.write(1000.0 + log.LOG_DELAY)
-    assert [event.kind for event in written] == [LOST]
-    journal.write(float("inf"))
-    assert written[1:] == [("a", 1)] and journal.due == float("inf")
-
-
 def test_a_journal_that_nobody_writes_does_not_grow_without_limit():
     journal = Journal(None)
     for number in range(2 * log.LONGEST_JOURNAL):

@@ -78,17 +78,13 @@ def test_what_odoo_sends_is_readable_and_stays_what_it_is(series, channels):
 
 
 @pytest.mark.parametrize(("nested", "rest"), [([], []), (["bus_alt", "tests"], [5]), ([["a", None], "b"], ["c", 1])])
-def test_after_19_1_a_list_may_be_the_first_element_of_a_channel_and_no_other(nested, rest):
+def test_after_19_1_a_list_may_be_the_first_element_of_a_channel(nested, rest):
     channels = [["bus_alt", "tests"], [nested, *rest]]
     assert readable(json.dumps(channels), 19.1) is None
     clean = readable(json.dumps(channels), 20.0)
     assert json.loads(clean) == channels
     # The other channel is served all the same.
     assert _dispatch(clean, 20.0) == {("bus_alt", "tests")}
-    refused = json.dumps([["bus_alt", "tests"], ["bus_alt", nested, *rest]])
-    assert readable(refused, 20.0) is None
-    with pytest.raises(TypeError):
-        _dispatch(refused, 20.0)
 
 
 @pytest.mark.parametrize("series", [12, 19.1, 20.0])
@@ -107,7 +103,6 @@ def test_hostile_payloads_are_refused_or_harmless(name, series):
         # As Odoo has them.
         (BUS_CHANNEL, "imbus"),
         (CRON_CHANNEL, "cron_trigger"),
-        ("queue_job", '"queue_job"'),
         ('a"; DROP TABLE bus_bus; --', '"a""; DROP TABLE bus_bus; --"'),
     ],
 )

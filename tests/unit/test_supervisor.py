@@ -22,16 +22,6 @@ def test_what_was_sent_in_an_outage_is_delivered_once_it_is_over_and_once_only(w
     assert watched.status()["counters"]["notifications_caught_up"] == 1
 
 
-def test_cron_is_woken_for_all_databases_after_an_outage_but_not_at_the_start(watch):
-    watched = watch(FakeFeed("cron_trigger"), databases=["x", "y"])
-    watched.live(1)
-    assert watched.feed.all() == []
-    watched.lose()
-    watched.come_back()
-    watched.live(10)
-    assert sorted(watched.feed.all()) == [("cron_trigger", name) for name in ("postgres", "x", "y")]
-
-
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 

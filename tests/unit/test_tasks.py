@@ -25,24 +25,6 @@ def pair():
         yield ours, theirs
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Time goes on by itself while tasks wait; return it, a list of the monotonic seconds."""
-    clock = [1000.0]
-    ready = tasks.ready
-
-    def wait(waits, timeout):
-        happened = ready(waits, 0)
-        if not happened:
-            clock[0] += timeout
-        return happened
-
-    monkeypatch.setattr(tasks, "ready", wait)
-    monkeypatch.setattr(tasks.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(tasks.time, "sleep", lambda seconds: None)
-    return clock
-
-
 def reading(ours, seconds):
     """A task: wait for something to read; return whether it came."""
     return (yield tasks.Wait(ours.fileno(), selectors.EVENT_READ, tasks.time.monotonic() + seconds))
@@ -55,32 +37,32 @@ def noting(task, results):
         results.append(str(error))
 
 
-def test_deadlines_pass_at_the_same_time(running, clock, pair):
-    results = []
+def test_deadlines_pass_at_the_same_time(running, fake, clock, pair):
+    results, began = [], fake.now
     for number, task in enumerate([reading(pair[0], 0.3), reading(pair[1], 0.3), tasks.sleep(0.2)]):
         running.start(noting(task, results))
         assert len(running) == number + 1
     while running:
-        running.run(clock[0] + 60)
-    assert results == [None, False, False] and clock[0] == pytest.approx(1000.3)
+        running.run(fake.now + 60)
+    assert results == [None, False, False] and fake.now - began == pytest.approx(0.3, abs=0.001)
 
 
-def test_run_returns_at_its_time_when_a_waker_is_readable_and_when_a_task_has_ended(running, clock, pair):
+def test_run_returns_at_its_time_when_a_waker_is_readable_and_when_a_task_has_ended(running, fake, clock, pair):
     ours, theirs = pair
-    results = []
+    results, began = [], fake.now
     running.start(noting(reading(ours, 60), results))
-    running.run(clock[0] + 0.2)
-    assert clock[0] == pytest.approx(1000.2) and len(running) == 1
+    running.run(fake.now + 0.2)
+    assert fake.now - began == pytest.approx(0.2, abs=0.001) and len(running) == 1
     theirs.send(b"x")
     running.start(noting(tasks.sleep(60), results))
-    running.run(clock[0] + 30)
+    running.run(fake.now + 30)
     assert results == [True] and len(running) == 1
     # The socket stays readable.
-    running.run(clock[0] + 30, ours)
-    assert clock[0] == pytest.approx(1000.2) and len(running) == 1
+    running.run(fake.now + 30, ours)
+    assert fake.now - began == pytest.approx(0.2, abs=0.001) and len(running) == 1
 
 
-def test_an_error_ends_its_task_only(running, clock, pair):
+def test_an_error_ends_its_task_only(running, fake, clock, pair):
     def bug():
         yield from tasks.sleep(0.01)
         raise KeyError("a bug")
@@ -89,8 +71,8 @@ def test_an_error_ends_its_task_only(running, clock, pair):
     running.start(bug())
     running.start(noting(tasks.sleep(0.1), results))
     with pytest.raises(KeyError):
-        running.run(clock[0] + 5)
-    running.run(clock[0] + 5)
+        running.run(fake.now + 5)
+    running.run(fake.now + 5)
     assert results == [None] and not running
 
 
@@ -114,7 +96,7 @@ def test_a_descriptor_that_was_closed_meanwhile_is_ready_at_once(pair):
     assert tasks.ready([wait], 60) == {wait.descriptor}
 
 
-def test_the_time_for_a_whole_task_is_limited_but_not_while_nobody_runs_it(clock, running, pair):
+def test_the_time_for_a_whole_task_is_limited_but_not_while_nobody_runs_it(fake, clock, running, pair):
     """As while the supervisor waits for its own check."""
 
     def answering():
@@ -122,14 +104,14 @@ def test_the_time_for_a_whole_task_is_limited_but_not_while_nobody_runs_it(clock
         yield from reading(pair[0], 60)
 
     with pytest.raises(psycopg2.OperationalError, match=r"no answer in 0\.2 s"):
-        tasks.finish(tasks.within(0.2, answering(), lambda: clock[0]))
-    tasks.finish(tasks.within(2, tasks.sleep(1.5), lambda: clock[0]))
+        tasks.finish(tasks.within(0.2, answering(), lambda: fake.now))
+    tasks.finish(tasks.within(2, tasks.sleep(1.5), lambda: fake.now))
     results = []
     running.start(noting(tasks.within(0.5, answering(), running.attended), results))
     # Numbers that leave nothing to round.
-    running.run(clock[0] + 0.125)
-    clock[0] += 0.625
-    running.run(clock[0] + 0.125)
+    running.run(fake.now + 0.125)
+    fake.now += 0.625
+    running.run(fake.now + 0.125)
     assert not results
-    running.run(clock[0] + 5)
+    running.run(fake.now + 5)
     assert results == ["no answer in 0.5 s"]
