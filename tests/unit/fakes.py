@@ -32,7 +32,6 @@ class FakeServer:
     :ivar may_list: whether Odoo's role may read pg_database
     :ivar pooled: whether a session says that there is a pooler in between
     :ivar deaf_pooler: the sender itself receives what LISTEN asks for, as behind a pooler in transaction mode
-    :ivar started: when the server of the direct way was started; ``_PAST``: it is the one that the pooled way leads to
     :ivar on_notify: called with each session that was given a notification
     :ivar now: the simulated time, monotonic seconds
     :ivar listeners: those that `settle` waits for
@@ -49,7 +48,6 @@ class FakeServer:
         #: the used share of the notification queue, and the oldest transaction as `connection` asks for it
         self.queue_usage, self.transactions = 0.0, []
         self.pooled = self.deaf_pooler = False
-        self.started = _PAST
         self.asked = []
         self.rows = {}
         self.logins = []
@@ -141,7 +139,7 @@ class FakeSession(Session):
     def __init__(self, server):
         self._server = server
         pid = 100 + server.connects
-        self.facts = Facts("db-01:5432", pid, server.pooled, False, "postgres", "15.3", server.started)
+        self.facts = Facts("db-01:5432", pid, server.pooled, False, "postgres", "15.3", _PAST)
         self.settled = self.closed = False
         self._arrived, self._lost = [], False
         self._waker = Waker()
@@ -167,8 +165,7 @@ class FakeSession(Session):
 
     def explaining(self, examining_sender, sent_at, leaked):
         sender = yield from examining_sender()
-        facts = self.facts._replace(started=self._server.started)
-        facts = facts._replace(pooled=facts.pooled or leaked)
+        facts = self.facts._replace(pooled=self.facts.pooled or leaked)
         return log.UNHEARD, connection.why_deaf(facts, sender)
 
     def close(self):
@@ -215,7 +212,7 @@ class FakePooled:
                 refused.sqlstate = "42501"
                 raise refused
             names = sorted({"postgres", *server.rows} - server.unlisted)
-            return [(names, names, server.started)]
+            return [(names, names, _PAST)]
         if "to_regclass" in query:
             return [("public" if self._database in server.rows else None,)]
         if "LOCK TABLE" in query:
@@ -236,15 +233,14 @@ class FakePooled:
         found = {
             channel for xid, at, channel in table if oldest is not None and xid >= oldest or at > server.now - overlap
         }
-        return server._snapshot(), server.started, True, sorted(found), []
+        return server._snapshot(), _PAST, True, sorted(found), []
 
     def _notify(self, *values):
         server = self._server
         server.sent.append(server.now)
         if server.deaf_pooler:
             self._leaked.append(Notify(7, *values))
-        if server.started == _PAST:
-            server.notify(*values)
+        server.notify(*values)
 
     def examining(self):
         yield from ()

@@ -37,18 +37,14 @@ def test_databases_that_do_not_answer_delay_no_other_while_polling(settled):
 # How often ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pooler_that_is_away_is_asked_rarely_whatever_the_number_of_databases(settled, logged):
+def test_a_pooler_that_is_away_is_asked_rarely_whatever_the_number_of_databases(settled):
     watched = settled(databases=names(80))
     watched.lose()
     watched.live(30)
     watched.fake.away.add("pooler")
     watched.fake.logins.clear()
-    before = len(logged())
     watched.live(180)
     assert len(watched.fake.logins) < 200
-    # The others are for debugging.
-    assert len([line for line in logged()[before:] if "can't look up" not in line and "can't list" not in line]) <= 4
-    assert len(logged("can't look into bus_bus of", "database(s)")) in (1, 2, 3)
     assert watched.mode == DEAF_MODE
     # When it is back, all are looked up soon.
     failing = set(watched.backlog.stuck(watched.fake.now))

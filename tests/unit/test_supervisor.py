@@ -38,7 +38,6 @@ def test_checks_are_as_far_apart_as_was_set(watch, options, interval, at_most):
     [
         ({}, "the path to db-01:5432 is silent, nothing comes through"),
         ({"deaf_pooler": True}, "is a pooler that does not keep the connection for us"),
-        ({"started": 5}, "is another server than the one that Odoo sends to"),
     ],
 )
 def test_a_check_that_is_not_heard_replaces_the_session_and_says_why(watch, fake, fault, reason):
