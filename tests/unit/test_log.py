@@ -157,7 +157,6 @@ def test_each_bug_is_told_once_a_minute_with_its_place_and_no_secret(clock, logg
     "text, shown",
     [
         ("two\n  lines\n", "two; lines"),
-        ("", ""),
         ("postgresql://odoo:{}@db-01/x", "postgresql://odoo:***@db-01/x"),
         ("postgresql://db/x?password={}&sslmode=a", "postgresql://db/x?password=***"),
         ("host=a password='{}' user=b", "host=a password=***"),

@@ -551,15 +551,13 @@ def test_the_name_depends_on_no_secret_and_tells_no_parameter(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["off", "impossible"])
-def test_without_sharing_there_is_no_socket(fake, process, monkeypatch, how):
+def test_without_sharing_each_process_connects_by_itself(fake, process, monkeypatch, how):
     def unreadable(_path):
         raise OSError
 
-    made = []
-    monkeypatch.setattr(sharing, "socket", SimpleNamespace(**dict(vars(socket), socket=made.append)))
     if how == "impossible":
         monkeypatch.setattr(sharing.os, "stat", unreadable)
     processes = [process(share=how != "off", evented=evented) for evented in (False, True)]
     hear(fake, *processes)
     assert not any(each.moves() for each in processes)
-    assert made == [] and fake.connects == 2
+    assert fake.connects == 2
