@@ -47,6 +47,12 @@ def test_deadlines_pass_at_the_same_time(running, fake, clock, pair):
     assert results == [None, False, False] and fake.now - began == pytest.approx(0.3, abs=0.001)
 
 
+def test_to_sleep_takes_no_descriptor():
+    began = time.monotonic()
+    tasks.finish(tasks.sleep(0.01))
+    assert time.monotonic() - began >= 0.01
+
+
 def test_run_returns_at_its_time_when_a_waker_is_readable_and_when_a_task_has_ended(running, fake, clock, pair):
     ours, theirs = pair
     results, began = [], fake.now
