@@ -377,6 +377,17 @@ def test_a_leader_that_stands_still_is_not_blamed_for_its_connection(serve, name
         assert (session.unheard, session.silent) == (unheard, not unheard)
 
 
+@pytest.mark.parametrize("overslept, more", [(0.0, sharing.LAST_MOMENT), (1.0, sharing.LONGEST_BEAT)])
+def test_a_follower_gives_a_silent_leader_more_time_if_it_overslept_itself(serve, name, monkeypatch, overslept, more):
+    now = [1000.0]
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    serve(GREETING)
+    with contextlib.closing(FollowerSession(name(PLAIN), PLAIN, 1.0)) as session:
+        session._socket.setblocking(False)
+        now[0] += sharing.SILENCE + overslept
+        assert session.receive() == [] and session.seconds_until_silent() == pytest.approx(more)
+
+
 def test_what_a_follower_listens_on_is_in_force_when_the_leader_says_so_again(serve, name, monkeypatch):
     monkeypatch.setattr(sharing, "SILENCE", 0.3)
     answers = iter([json.dumps([[FACTS, ["a", "b"]], []]).encode(), HEARTBEAT, HEARTBEAT])
