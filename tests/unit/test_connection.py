@@ -150,26 +150,6 @@ def test_where_there_is_nothing_to_try_the_error_says_why(places, words):
     assert re.search(words, str(raised.value))
 
 
-def test_places_that_were_of_no_use_are_tried_last():
-    """A stale primary takes LISTEN, but nothing is sent there."""
-    tried = []
-
-    class Refused(Connection):
-        @classmethod
-        def opening(cls, parameters):
-            tried.append(parameters["host"])
-            yield from ()
-            raise psycopg2.OperationalError("refused")
-
-    parameters = {"host": "/a,/b,/c", "port": "5432"}
-    places = {one["host"]: connection.place(one) for one in attempts(parameters)}
-    for last, order in (((), "abc"), (("/a",), "bca"), (("/b", "/a"), "cba"), (("/a", "/b", "/c"), "abc")):
-        del tried[:]
-        with pytest.raises(psycopg2.OperationalError):
-            connect(parameters, Refused, [places[host] for host in last])
-        assert tried == ["/" + letter for letter in order]
-
-
 # Connecting
 
 
