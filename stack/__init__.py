@@ -12,5 +12,5 @@ Each module knows only those further down in this list:
 - :mod:`.servers` finds PostgreSQL and PgBouncer, :mod:`.system` installs packages
 - :mod:`.archive` keeps what takes long to make
 - :mod:`.process` is what the servers have in common
-- :mod:`.guard`, :mod:`.ports`, :mod:`.waiting`, :mod:`.commands` know nothing of the rest
+- :mod:`.ports`, :mod:`.waiting`, :mod:`.commands` know nothing of the rest
 """

@@ -1,45 +1,23 @@
 """Free TCP ports that parallel runs do not take from each other."""
 
-import fcntl
-import os
-import random
 import socket
-import tempfile
 
-# Below what Linux hands out to outgoing connections (32768 and up), so that no client sits on one of ours by chance.
-_RANGE = range(20000, 32000)
-_locks = {}
+_holders = {}
 
 
 def take_port():
     """Return a port of 127.0.0.1 that is ours until :func:`release_port`, or until this process ends.
 
-    A server may leave it and come back to it: the lock on a file holds it, not the socket.
-
-    :raise RuntimeError: none is left
+    Who connects to it is refused. A server may come to it, leave it and come back: a socket that is bound holds it, but
+    does not listen, so that Linux lets another one listen beside it if both have SO_REUSEADDR, as all our servers do.
     """
-    folder = os.path.join(tempfile.gettempdir(), "bus_alt_connection-ports")
-    try:
-        os.mkdir(folder)
-        os.chmod(folder, 0o1777)
-    except FileExistsError:
-        pass
-    for port in random.sample(_RANGE, len(_RANGE)):
-        try:
-            lock = open(os.path.join(folder, "%d.lock" % port), "w")
-        except PermissionError:
-            continue  # another user's
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", port))
-        except OSError:
-            lock.close()
-            continue
-        _locks[port] = lock
-        return port
-    raise RuntimeError("no free port between %d and %d" % (_RANGE[0], _RANGE[-1]))
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    _holders[port] = holder
+    return port
 
 
 def release_port(port):
-    _locks.pop(port).close()
+    _holders.pop(port).close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from . import guard, ports
+from . import ports
 from .waiting import wait_until
 
 
@@ -27,6 +27,24 @@ def identity(user):
 def server_user():
     """Return the user for servers that refuse to run as root: ``postgres`` if we are root, else None (ourselves)."""
     return "postgres" if os.geteuid() == 0 else None
+
+
+# Waits for the end of its input. A dying server may still write into its folder.
+_GUARD = 'read _; kill -s KILL -- "-$1"; for _ in 1 2 3 4 5; do rm -rf "$2" && break; sleep 1; done'
+
+
+def _end_after_us(group, folder):
+    """Have a process group and a folder removed when this interpreter is gone, in whatever way, ``kill -9`` included.
+
+    Only we have the other end of the pipe. PR_SET_PDEATHSIG would not do: it fires when the *thread* that started a
+    process ends, and does not reach grandchildren.
+
+    :return: the process that does so, to be killed where it is not needed any more
+    """
+    # In a session of its own, lest Ctrl-C in the terminal reaches it.
+    command = ["sh", "-c", _GUARD, "sh", str(group), folder]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, **quiet, start_new_session=True)
 
 
 class Process:
@@ -45,16 +63,12 @@ class Process:
     def __init__(self, run_as=None):
         self.run_as = run_as
         self.folder = Path(tempfile.mkdtemp(prefix="bus_alt_connection-%s-" % self.name))
-        guard.watch(self.folder)
         if run_as:
             shutil.chown(self.folder, run_as)
         self.log_path = self.folder / "log"
         self.log_path.touch()
         self._ports = []
-        self._process = None
-
-    def __repr__(self):
-        return "<%s pid %s in %s>" % (type(self).__name__, self.pid, self.folder)
+        self._process = self._guard = None
 
     # What a subclass tells
 
@@ -116,7 +130,7 @@ class Process:
 
     def _launch(self):
         if self.running:
-            raise RuntimeError("%r runs already" % self)
+            raise RuntimeError("%s runs already" % self.name)
         self.prepare()
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
@@ -129,7 +143,7 @@ class Process:
                 start_new_session=True,
                 **identity(self.run_as),
             )
-        guard.watch(self._process.pid)
+        self._guard = _end_after_us(self._process.pid, self.folder)
 
     def _is_up_or_dead(self):
         if not self.running:
@@ -165,7 +179,6 @@ class Process:
         """End the server at once, remove its folder. It can not be started again."""
         self.kill()  # there is nothing left for it to save
         shutil.rmtree(self.folder, ignore_errors=True)
-        guard.forget(self.folder)
         while self._ports:
             ports.release_port(self._ports.pop())
 
@@ -197,7 +210,8 @@ class Process:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         wait_until(lambda: not any(map(is_alive, family)), 10, "the children of %s to go" % self.name)
-        guard.forget(process.pid)
+        with self._guard:
+            self._guard.kill()
         return process.returncode
 
     # Log

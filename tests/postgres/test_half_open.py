@@ -1,13 +1,14 @@
 """A path that dies without a word: how soon both ends notice."""
 
 import contextlib
+import socket
 import time
 
 import psycopg2
 import pytest
 
 from bus_alt_connection import connection
-from stack.namespaces import Network, Unavailable
+from stack import namespaces
 from stack.pgbouncer import PgBouncer
 from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
@@ -24,9 +25,9 @@ DEADLINE, TOLERANCE = 30, 3
 def cable():
     """A network that can be unplugged, where the machine allows it."""
     try:
-        with Network() as network, network.near():
+        with namespaces.network() as network, namespaces.inside(network.near):
             yield network
-    except Unavailable as error:
+    except RuntimeError as error:
         pytest.skip(str(error))
 
 
@@ -35,7 +36,9 @@ def wait_until_heard(running):
 
 
 def test_lost_packets_are_noticed_while_something_is_on_the_way(cable):
-    with PostgreSQL() as server, Proxy((server.host, server.port), cable.listening()) as proxy:
+    with namespaces.inside(cable.far):
+        far_end = socket.create_server((namespaces.FAR_HOST, 0))
+    with PostgreSQL() as server, Proxy((server.host, server.port), far_end) as proxy:
         direct = connection.connect(libpq_parameters(proxy))
         assert direct.execute("SELECT 1") == [(1,)]
         cable.unplug()
@@ -48,14 +51,14 @@ def test_lost_packets_are_noticed_while_something_is_on_the_way(cable):
 
 
 def test_the_server_drops_listeners_whose_machine_has_vanished(cable):
-    with PostgreSQL({"listen_addresses": "127.0.0.1,%s" % Network.near_host}) as server:
+    with PostgreSQL({"listen_addresses": "127.0.0.1,%s" % namespaces.NEAR_HOST}) as server:
         with open(server.data / "pg_hba.conf", "a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
         server.reload()
-        server.host = Network.near_host
+        server.host = namespaces.NEAR_HOST
         with contextlib.ExitStack() as exits:
             # They run on the other machine, as their threads begin there.
-            with cable.far():
+            with namespaces.inside(cable.far):
                 idle = exits.enter_context(listening(server, directly(server), ["idle"]))
                 notified = exits.enter_context(listening(server, directly(server), ["notified"]))
                 wait_until_heard(idle)
