@@ -43,7 +43,7 @@ def run(quick, tell):
             others = {key: pool.submit(trials[key].repeat, fault, 1, event) for key, event in asleep.items()}
             for event in asleep.values():
                 event.wait(_LONGEST)
-            mine = trials["e"].repeat(fault, 3 if quick else 10)
+            mine = trials["e"].repeat(fault, 3 if quick else 10, threading.Event())
             for key in keys:
                 yield TITLE, _row(key, fault, mine if key == "e" else others[key].result())
 
@@ -68,7 +68,7 @@ class _Trial:
         self._stack = stack
         self._lone, self._flow = _Client(stack, "lone", exits), _Client(stack, "stream", exits)
 
-    def repeat(self, fault, times, asleep=None):
+    def repeat(self, fault, times, asleep):
         """Cause a fault several times; return a dictionary for each outage.
 
         :param asleep: an event that is set as soon as the stream is slow: Odoo sleeps and needs no CPU
@@ -76,16 +76,16 @@ class _Trial:
         try:
             return [self._once(fault, number, asleep) for number in range(times)]
         finally:
-            if asleep:
-                asleep.set()
+            asleep.set()
 
     def _once(self, fault, number, asleep):
-        backend = self._listening_backend()
-        self._cause(fault, number, backend)
+        self._lone.prove()
+        self._flow.prove()
+        self._cause(fault, number, self._stack.wait_for_listen())
         over = time.monotonic()
         lone = "lone %f" % over
         self._lone.send(lone)
-        with _Stream(self._stack, self._flow.channel, _FAST_FOR, asleep) as stream:
+        with _Stream(self._stack, self._flow.channel, asleep) as stream:
             first = min(wait_until(lambda: self._arrived(stream), _LONGEST, "a push", 0.01, self._stack.odoo.log_tail))
         self._flow.has_all(stream.sent, 5)
         by_itself = self._lone.has_all([lone], 3)
@@ -100,17 +100,14 @@ class _Trial:
             "sent": len(stream.sent),
         }
 
-    def _listening_backend(self):
-        self._lone.prove()
-        self._flow.prove()
-        return self._stack.wait_for_listen()
-
     def _cause(self, fault, number, backend):
         server = self._stack.server
         if fault == "kill":
             server.execute("SELECT pg_terminate_backend(%s)", (backend,))
         elif fault == "restart":
-            server.restart("immediate" if number % 2 else "fast")
+            # A crash and a proper end in turn.
+            (server.kill if number % 2 else server.stop)()
+            server.start()
         else:
             with contextlib.closing(self._stack.sender()) as sender:
                 sender.notify("garbage")
@@ -159,19 +156,17 @@ class _Client:
 class _Stream(threading.Thread):
     """Send numbers to a channel as long as the block lasts, whatever happens.
 
-    :param fast_for: seconds after which it becomes slow
-    :param slow: an event that is set then
+    :param slow: an event that is set once it becomes slow
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, stack, channel, fast_for, slow=None):
+    def __init__(self, stack, channel, slow):
         super().__init__(daemon=True)
         #: number -> monotonic second
         self.sent = {}
         self._stack, self._channel = stack, channel
-        self._fast_for = fast_for
-        self._slow = slow or threading.Event()
+        self._slow = slow
         self._done = threading.Event()
 
     def __enter__(self):
@@ -186,7 +181,7 @@ class _Stream(threading.Thread):
         began = time.monotonic()
         with contextlib.closing(self._stack.sender()) as sender:
             while not self._done.wait(_SLOW if self._slow.is_set() else _FAST):
-                if time.monotonic() - began > self._fast_for:
+                if time.monotonic() - began > _FAST_FOR:
                     self._slow.set()
                 number = next(self._numbers)
                 with contextlib.suppress(psycopg2.Error):  # there may be no server, and then nothing was sent

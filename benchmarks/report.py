@@ -27,23 +27,6 @@ PARTS = {
 }
 
 
-def _bounds():
-    """Yield the bounds that this addon has: part, title, what identifies the row, column, relation, limit."""
-    for mode, most in (("prefork", 1.05), ("threaded", 1.2)):
-        # The first one includes what PgBouncer adds to Odoo's own queries.
-        for key in ("e", "e-direct"):
-            yield "latency", latency.TITLE % mode, {"contender": key}, "ratio", "at most", most
-        yield "sharing", latency.SHARING_TITLE % mode, {"contender": "follower"}, "with COMMIT: ratio", "at most", 1.05
-    for column, most in (("connections", 21), ("direct", 1)):
-        yield "connections", connections.TITLE, {"contender": "e", "instances": 8}, column, "at most", most
-    for column, least in (("ratio to (a)", 4), ("ratio to one bare listener", 0.8)):
-        yield "flood", flood.TITLE, {"contender": "e", "instances": 8}, column, "at least", least
-    yield "outage", outage.TITLE, {"contender": "e", "fault": "kill"}, "s to the first push", "at most", 0.1
-    for fault in outage.FAULTS:
-        for column in ("held back", "lost"):
-            yield "outage", outage.TITLE, {"contender": "e", "fault": fault}, column, "at most", 0
-
-
 def load(quick):
     """Return the results of the last run, to which this one adds; empty ones if that run was of the other kind."""
     if RESULTS.exists():
@@ -65,9 +48,6 @@ def write_tables(results):
     if results["quick"]:
         lines += ["**These are of a quick run, with few samples: they only show that it works.**", ""]
     lines += _table([{"": name, "version": version} for name, version in results["versions"].items()])
-    bounds = list(_judged(results["parts"]))
-    if bounds:
-        lines += ["", *_titled("Bounds"), *_table(bounds)]
     for part_name in filter(results["parts"].get, PARTS):
         part = results["parts"][part_name]
         for title, rows in part["tables"].items():
@@ -78,26 +58,6 @@ def write_tables(results):
     text = "\n".join(lines) + "\n"
     TABLES.write_text(text)
     return text
-
-
-def _judged(parts):
-    """Yield a row for each bound whose figure was measured."""
-    for part, title, which, column, relation, limit in _bounds():
-        for row in parts.get(part, {}).get("tables", {}).get(title, []):
-            if not which.items() <= row.items():
-                continue
-            figure = row[column][0] if isinstance(row[column], list) else row[column]
-            met = figure <= limit if relation == "at most" else figure >= limit
-            yield {
-                "of": title,
-                "": ", ".join(
-                    name(value) if isinstance(value, str) else "%d %s" % (value, key) for key, value in which.items()
-                ),
-                "figure": column,
-                "bound": "%s %g" % (relation, limit),
-                "measured": figure,
-                "verdict": "met" if met else "MISSED",
-            }
 
 
 def _titled(title):
