@@ -4,12 +4,13 @@
 
 Needs root. mmdebstrap makes a system in a folder, and removes it at the end. The system has nothing but make and
 Python, and gets a new clone of this repository, that is of what is committed. Where apt and pip find packages is taken
-from this machine. What the commands print is kept in ``.stack/fresh/``; the last lines are the versions.
+from this machine. What the commands print is kept in ``.stack/fresh/``. The table at the end is for ``docs/fresh.rst``.
 
 In sid the tests of Odyssey and pgpool-II are run as well, which older Debians do not have, or not so new.
 """
 
 import argparse
+import datetime
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tabulate import tabulate
+
 from stack.archive import CACHE
 from stack.commands import run, say
 from stack.debian import find_mirror
@@ -28,11 +31,11 @@ from stack.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = CACHE / "fresh"
 
-_USUAL = "make demo && make test"
+_USUAL = "time make demo && time make test"
 SUITES = {
     "bookworm": _USUAL,
     "trixie": _USUAL,
-    "sid": _USUAL + " && make test ARGS='tests/odoo/test_poolers.py tests/postgres/test_poolers.py'",
+    "sid": _USUAL + " && make test ARGS=tests/odoo/test_poolers.py",
 }
 # All that README.rst asks for.
 _PACKAGES = "make,python3"
@@ -44,13 +47,20 @@ _ENTER += ["sh", "-c", '"$@"; exit $?', "sh"]
 _VERSIONS = (
     "echo Debian $(cat /etc/debian_version); python3 -V; /usr/lib/postgresql/*/bin/postgres -V; /usr/sbin/pgbouncer -V"
 )
+# What the log has of them, at its end.
+_VERSION = {
+    "system": r"^(Debian \S+)$",
+    "Python": r"^Python (\S+)$",
+    "PostgreSQL": r"^postgres \(PostgreSQL\) (\S+)",
+    "PgBouncer": r"^PgBouncer (\S+)$",
+}
 _VARIABLES = re.compile(r"PIP_.*|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(https?|all|no)_proxy", re.I)
 # What says how this machine reaches others. Certificates are those that an administrator has added to Debian's.
 _FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/xdg/pip", "/usr/local/share/ca-certificates")
 
 
 def try_system(suite):
-    """Run what :data:`SUITES` says in a new system of ``suite``; return the exit code."""
+    """Run what :data:`SUITES` says in a new system of ``suite``; return a row of the table."""
     folder = Path(tempfile.mkdtemp(prefix="fresh-", dir=CACHE))
     # apt downloads as a user of its own.
     folder.chmod(0o755)
@@ -61,15 +71,27 @@ def try_system(suite):
         arguments += ["--customize-hook=" + hook for hook in hooks(SUITES[suite])]
         command = [*_ENTER, "mmdebstrap", *arguments, suite, "/dev/null", find_mirror()]
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": {**variables(), "TMPDIR": folder}}
-        with open(FOLDER / (suite + ".log"), "w") as log:
-            with subprocess.Popen(command, stdout=log, **options) as process:
-                try:
-                    return process.wait()
-                finally:
-                    process.kill()
+        log_path = FOLDER / (suite + ".log")
+        with open(log_path, "w") as log, subprocess.Popen(command, stdout=log, **options) as process:
+            try:
+                code = process.wait()
+            finally:
+                process.kill()
+        return row(log_path.read_text(errors="replace"), code)
     finally:
         # Those that are just dying may still write into it.
         wait_until(lambda: shutil.rmtree(folder, ignore_errors=True) or not folder.exists(), 60, "%s to go" % folder)
+
+
+def row(log, code):
+    """Return a row of the table, by the names of its columns: what the log tells, and the result."""
+    versions = {column: re.findall(pattern, log, re.MULTILINE)[-1:] for column, pattern in _VERSION.items()}
+    seconds = re.findall(r"^took (\d+) s$", log, re.MULTILINE)
+    return {
+        **{column: "".join(found) for column, found in versions.items()},
+        **dict(zip(("make demo, s", "make test, s"), [*seconds, "", ""])),
+        "result": "exit code %d" % code if code else "OK",
+    }
 
 
 def apt_settings(dump):
@@ -79,14 +101,14 @@ def apt_settings(dump):
 
 
 def hooks(commands):
-    """Return the command lines of sh that mmdebstrap runs once there is a system, whose folder is ``$1``."""
+    """Return the command lines that mmdebstrap runs once there is a system, whose folder is ``$1``."""
     yield 'git clone --quiet --no-hardlinks %s "$1%s"' % (shlex.quote(str(ROOT)), _PLACE)
     # Of files that the variables name it is those that are needed.
     for path in [*_FILES, *filter(os.path.isfile, variables().values())]:
         if os.path.exists(path):
             yield 'cp --recursive --parents %s "$1"' % shlex.quote(path)
-    script = "cd %s; %s; code=$?; %s; exit $code" % (_PLACE, commands, _VERSIONS)
-    yield 'TMPDIR=/tmp chroot "$1" sh -c %s' % shlex.quote(script)
+    script = "TIMEFORMAT='took %%0R s'; cd %s; %s; code=$?; %s; exit $code" % (_PLACE, commands, _VERSIONS)
+    yield 'TMPDIR=/tmp chroot "$1" bash -c %s' % shlex.quote(script)
 
 
 def variables():
@@ -104,12 +126,13 @@ def main():
     if os.geteuid() != 0:
         parser.error("only root can make a system in a folder")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    codes = []
+    rows = []
     for suite in suites:
-        say("%s: %s ..." % (suite, SUITES[suite]))
-        codes.append(try_system(suite))
-        print("%s: exit code %d, see %s" % (suite, codes[-1], FOLDER / (suite + ".log")), flush=True)
-    return any(codes)
+        say("%s: %s, see %s ..." % (suite, SUITES[suite], FOLDER / (suite + ".log")))
+        rows.append(try_system(suite))
+    print("Run on %s:\n" % datetime.date.today())
+    print(tabulate(rows, headers="keys", tablefmt="rst", disable_numparse=True))
+    return any(found["result"] != "OK" for found in rows)
 
 
 if __name__ == "__main__":
