@@ -5,10 +5,10 @@
 prints the path of an interpreter of one of these versions, the best first.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +44,11 @@ def find_python(versions, python=None):
             raise RuntimeError("%s does not run, or can not make virtual environments" % python)
         return found
     versions = [python] if python else versions
-    for places in _on_path, _of_pyenv, _of_uv:
-        for version in versions:
-            for path in places(version):
-                found = _probe(path)
-                if found and found.version == version:
-                    return found
+    for version in versions:
+        for path in _places(version):
+            found = _probe(path)
+            if found and found.version == version:
+                return found
     raise RuntimeError(
         "no Python %s with its module venv is on PATH, in pyenv or in uv; install one, such as by 'uv python install"
         " %s' or 'pyenv install %s'" % (" or ".join(versions), versions[0], versions[0])
@@ -64,22 +63,14 @@ def _probe(path):
         return None
 
 
-def _on_path(version):
-    return ["python" + version]
-
-
-def _of_pyenv(version):
+def _places(version):
+    """Yield commands and paths that may be a Python of this version: on PATH, of pyenv, of uv."""
+    yield "python" + version
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    return root.glob("versions/%s.*/bin/python" % version)
-
-
-def _of_uv(version):
-    if shutil.which("uv") is None:
-        return []
-    try:
-        return run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
-    except CommandError:
-        return []
+    yield from root.glob("versions/%s.*/bin/python" % version)
+    # There may be no uv, or none of this version in it.
+    with contextlib.suppress(CommandError):
+        yield from run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
 
 
 def find_environment(name, versions, python=None):
