@@ -44,11 +44,10 @@ def find_python(versions, python=None):
             raise RuntimeError("%s does not run, or can not make virtual environments" % python)
         return found
     versions = [python] if python else versions
-    for version in versions:
-        for path in _places(version):
-            found = _probe(path)
-            if found and found.version == version:
-                return found
+    for path in _candidates(versions):
+        found = _probe(path)
+        if found and found.version in versions:
+            return found
     raise RuntimeError(
         "no Python %s with its module venv is on PATH, in pyenv or in uv; install one, such as by 'uv python install"
         " %s' or 'pyenv install %s'" % (" or ".join(versions), versions[0], versions[0])
@@ -63,14 +62,16 @@ def _probe(path):
         return None
 
 
-def _places(version):
-    """Yield commands and paths that may be a Python of this version: on PATH, of pyenv, of uv."""
-    yield "python" + version
+def _candidates(versions):
+    """Yield commands and paths that may be a Python of these versions: on PATH, then of pyenv, then of uv."""
+    yield from ("python" + version for version in versions)
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    yield from root.glob("versions/%s.*/bin/python" % version)
-    # There may be no uv, or none of this version in it.
-    with contextlib.suppress(CommandError):
-        yield from run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
+    for version in versions:
+        yield from root.glob("versions/%s.*/bin/python" % version)
+    for version in versions:
+        # There may be no uv, or none of this version in it.
+        with contextlib.suppress(CommandError):
+            yield from run(["uv", "python", "find", "--no-python-downloads", version]).splitlines()
 
 
 def find_environment(name, versions, python=None):
