@@ -16,7 +16,7 @@ import uuid
 import psycopg2
 import pytest
 
-from bus_alt_connection import connection, listener, supervisor, tasks
+from bus_alt_connection import connection, supervisor, tasks
 from stack.postgres import USER, PostgreSQL, libpq_parameters
 from stack.proxy import Proxy
 from stack.stack import ADDON
@@ -188,7 +188,6 @@ def scenario(server, pooler, folder):
         assert tasks.finish(connection.keeping_session(libpq_parameters(way))) is (way is server)
         with contextlib.closing(connection.connect(libpq_parameters(way))) as opened:
             tasks.finish(connection.finding_oldest_transaction(opened))
-    listen_in_spite_of_a_bug(server)
     assert HEARD in run_check(folder, odoo_conf(pooler), directly_to(server))[1]
 
 
@@ -207,25 +206,3 @@ def wait_for(feed, channel, text):
         return any(name == channel and text in payload for name, payload in arrived)
 
     wait_until(has_arrived, 20, "%s on %s" % (text, channel))
-
-
-class Refused(psycopg2.OperationalError):
-    sqlstate = "58P01"
-
-
-class RefusingOnce(listener.DirectSession):
-    """As at a server that can't access the status of a transaction."""
-
-    refused = False
-
-    def execute(self, query, *args, **kwargs):
-        if query.startswith("LISTEN") and not self.refused:
-            self.refused = True
-            raise Refused("could not access status of transaction 1")
-        return super().execute(query, *args, **kwargs)
-
-
-def listen_in_spite_of_a_bug(server):
-    with contextlib.closing(RefusingOnce(libpq_parameters(server))) as session:
-        session.listen(frozenset(["imbus"]), lambda *_warning: None)
-        assert session.refused
