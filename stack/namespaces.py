@@ -10,10 +10,9 @@ from .commands import run
 from .system import ensure_packages
 
 _CLONE_NEWNET = 0x40000000
-# Addresses that are set aside for documentation.
-NEAR_HOST, FAR_HOST = "192.0.2.1", "192.0.2.2"
-# Of the network cards.
-_CARDS = {NEAR_HOST: "02:00:00:00:00:01", FAR_HOST: "02:00:00:00:00:02"}
+# Addresses that are set aside for documentation, and of the network cards.
+NEAR_HOST, NEAR_CARD = "192.0.2.1", "02:00:00:00:00:01"
+FAR_HOST, FAR_CARD = "192.0.2.2", "02:00:00:00:00:02"
 
 
 class Network(NamedTuple):
@@ -22,10 +21,9 @@ class Network(NamedTuple):
     near: str
     far: str
 
-    def unplug(self):
-        """From now on all packets between the two get lost."""
-        # At the far end: the near one would tell the programs there that it has no way.
-        _ip(self.far, "link", "set", "cable", "down")
+    def unplug(self, end):
+        """From now on all packets between the two get lost; the programs at this end are told that there is no way."""
+        _ip(end, "link", "set", "cable", "down")
 
 
 @contextlib.contextmanager
@@ -39,12 +37,13 @@ def network():
     ensure_packages("iproute2", "util-linux")
     with _namespace() as near, _namespace() as far:
         _ip(near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", far)
-        for namespace, host in ((near, NEAR_HOST), (far, FAR_HOST)):
+        ends = (near, NEAR_HOST, NEAR_CARD), (far, FAR_HOST, FAR_CARD)
+        for (namespace, host, card), (_, other_host, other_card) in (ends, ends[::-1]):
             _ip(namespace, "address", "add", host + "/24", "dev", "cable")
             _ip(namespace, "link", "set", "lo", "up")
-            _ip(namespace, "link", "set", "cable", "address", _CARDS[host], "up")
-        # Otherwise the near end would ask who has the address, and take silence for an answer.
-        _ip(near, "neighbour", "replace", FAR_HOST, "lladdr", _CARDS[FAR_HOST], "nud", "permanent", "dev", "cable")
+            _ip(namespace, "link", "set", "cable", "address", card, "up")
+            # Otherwise it would ask who has the address, and take silence for an answer.
+            _ip(namespace, "neighbour", "replace", other_host, "lladdr", other_card, "nud", "permanent", "dev", "cable")
         yield Network(near, far)
 
 

@@ -17,8 +17,6 @@ class Proxy:
     """Forwards connections to ``target``, until told otherwise; a context manager.
 
     :param target: ``(host, port)`` of the server; may be changed, which counts for connections that come after
-    :param listening: a socket that listens, for a proxy in another network namespace; default: a port of 127.0.0.1.
-        Such a proxy can not :meth:`refuse`
 
     Each of its methods has done what it says when it returns. They change how the path is from now on, except for
     :meth:`cut`, which is over at once:
@@ -30,15 +28,11 @@ class Proxy:
 
     host = "127.0.0.1"
 
-    def __init__(self, target, listening=None):
+    def __init__(self, target):
         self.target = target
         #: how many connections were accepted so far
         self.accepted = 0
-        self._given = listening
-        if listening is None:
-            self.port = ports.take_port()
-        else:
-            self.host, self.port = listening.getsockname()
+        self.port = ports.take_port()
         self._swallowing = False
         self._server = None
         self._tasks = set()  # one for each connection that passes
@@ -57,8 +51,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        if self._given is None:
-            ports.release_port(self.port)
+        ports.release_port(self.port)
 
     def forward(self):
         """Let connections pass. Those that were swallowed stay dead, as behind a firewall that has forgotten them."""
@@ -114,8 +107,7 @@ class Proxy:
 
     async def _listen(self):
         if self._server is None:
-            place = {"sock": self._given} if self._given else {"host": self.host, "port": self.port, "backlog": 128}
-            self._server = await asyncio.start_server(self._accept, **place)
+            self._server = await asyncio.start_server(self._accept, self.host, self.port, backlog=128)
 
     def _accept(self, reader, writer):
         self.accepted += 1

@@ -1,7 +1,6 @@
 """A path that dies without a word: how soon both ends notice."""
 
 import contextlib
-import socket
 import time
 
 import psycopg2
@@ -11,7 +10,6 @@ from bus_alt_connection import connection
 from stack import namespaces
 from stack.pgbouncer import PgBouncer
 from stack.postgres import USER, PostgreSQL, libpq_parameters
-from stack.proxy import Proxy
 from stack.waiting import wait_until
 from tests.support.listening import directly, listening
 
@@ -31,48 +29,52 @@ def cable():
         pytest.skip(str(error))
 
 
-def wait_until_heard(running):
-    wait_until(lambda: running.listener.deaf_since is None, 10, "the first check")
-
-
-def test_lost_packets_are_noticed_while_something_is_on_the_way(cable):
-    with namespaces.inside(cable.far):
-        far_end = socket.create_server((namespaces.FAR_HOST, 0))
-    with PostgreSQL() as server, Proxy((server.host, server.port), far_end) as proxy:
-        direct = connection.connect(libpq_parameters(proxy))
-        assert direct.execute("SELECT 1") == [(1,)]
-        cable.unplug()
-        began = time.monotonic()
-        with pytest.raises(psycopg2.OperationalError, match="timed out"):
-            # We are more patient than the kernel, whose verdict is to be seen here.
-            direct.execute("SELECT 2", timeout=40)
-        assert 8 < time.monotonic() - began < 25
-        direct.close()
-
-
-def test_the_server_drops_listeners_whose_machine_has_vanished(cable):
+@pytest.fixture
+def server(cable):
+    """A PostgreSQL at the near end of the cable."""
     with PostgreSQL({"listen_addresses": "127.0.0.1,%s" % namespaces.NEAR_HOST}) as server:
         with open(server.data / "pg_hba.conf", "a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
         server.reload()
         server.host = namespaces.NEAR_HOST
-        with contextlib.ExitStack() as exits:
-            # They run on the other machine, as their threads begin there.
-            with namespaces.inside(cable.far):
-                idle = exits.enter_context(listening(server, directly(server), ["idle"]))
-                notified = exits.enter_context(listening(server, directly(server), ["notified"]))
-                wait_until_heard(idle)
-                wait_until_heard(notified)
-            backends = [one.listener.session.facts.backend_pid for one in (idle, notified)]
+        yield server
 
-            def states():
-                return [row.state for row in server.activity() if row.pid in backends]
 
-            wait_until(lambda: states() == ["idle"] * 2, 10, "the listeners to have nothing to do")
-            cable.unplug()
-            # On its way to one of them.
-            server.execute("NOTIFY notified")
-            wait_until(lambda: not states(), DEADLINE + TOLERANCE, "the server to drop them", 0.2)
+def wait_until_heard(running):
+    wait_until(lambda: running.listener.deaf_since is None, 10, "the first check")
+
+
+def test_lost_packets_are_noticed_while_something_is_on_the_way(cable, server):
+    with namespaces.inside(cable.far):
+        direct = connection.connect(libpq_parameters(server))
+    assert direct.execute("SELECT 1") == [(1,)]
+    cable.unplug(cable.near)
+    began = time.monotonic()
+    with pytest.raises(psycopg2.OperationalError, match="timed out"):
+        # We are more patient than the kernel, whose verdict is to be seen here.
+        direct.execute("SELECT 2", timeout=40)
+    assert 8 < time.monotonic() - began < 25
+    direct.close()
+
+
+def test_the_server_drops_listeners_whose_machine_has_vanished(cable, server):
+    with contextlib.ExitStack() as exits:
+        # They run on the other machine, as their threads begin there.
+        with namespaces.inside(cable.far):
+            idle = exits.enter_context(listening(server, directly(server), ["idle"]))
+            notified = exits.enter_context(listening(server, directly(server), ["notified"]))
+            wait_until_heard(idle)
+            wait_until_heard(notified)
+        backends = [one.listener.session.facts.backend_pid for one in (idle, notified)]
+
+        def states():
+            return [row.state for row in server.activity() if row.pid in backends]
+
+        wait_until(lambda: states() == ["idle"] * 2, 10, "the listeners to have nothing to do")
+        cable.unplug(cable.far)
+        # On its way to one of them.
+        server.execute("NOTIFY notified")
+        wait_until(lambda: not states(), DEADLINE + TOLERANCE, "the server to drop them", 0.2)
 
 
 def test_what_the_administrator_has_configured_stays_and_nothing_is_configured_in_a_pool():
