@@ -51,14 +51,3 @@ def listening(pooler, connect, channels=("imbus",), databases=(), **options):
         listener.close()
         for thread in threads:
             thread.join(20)
-
-
-def hand_on_pid(monkeypatch):
-    """Have poolers look like servers: let the addon see them as if they told a client the server's pid, as pgagroal."""
-    examining = connection.Connection.examining
-
-    def unsuspicious(self):
-        facts = yield from examining(self)
-        return facts._replace(pooled=False)
-
-    monkeypatch.setattr(connection.Connection, "examining", unsuspicious)
