@@ -10,8 +10,8 @@ import psutil
 
 from stack.builds import find_build, python_versions
 from stack.commands import run
+from stack.pgbouncer import PgBouncer
 from stack.postgres import full_version
-from stack.servers import pgbouncer_program
 from stack.stack import ADDON
 
 from .contenders import SERIES, oca_version
@@ -28,7 +28,7 @@ def collect():
     return {
         "bus_alt_connection": "%s, commit %s" % (manifest["version"], commit),
         "PostgreSQL": full_version(),
-        "PgBouncer": run([pgbouncer_program(), "-V"]).split()[1],
+        "PgBouncer": run([PgBouncer.program(), "-V"]).split()[1],
         "Odoo": "%s, Python %s, psycopg2 %s" % (build.version, python, psycopg2),
         "OCA's addon": oca_version(),
         "machine": "%d CPUs (%s), %.0f GiB, Linux %s"

@@ -3,7 +3,6 @@
 Only the archives lie there: a clone may be in a folder that none but root may enter, a PostgreSQL cluster may not.
 """
 
-import contextlib
 import fcntl
 import shutil
 import subprocess
@@ -16,15 +15,6 @@ from .process import identity
 CACHE = (Path(__file__).resolve().parents[1] / ".stack").resolve()
 
 
-@contextlib.contextmanager
-def locked(name):
-    """Keep other processes that ask for the same name out."""
-    CACHE.mkdir(exist_ok=True)
-    with open(CACHE / (name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def kept(name, make):
     """Return the folder called ``name``. If there is none, have it made; it appears when it is complete.
 
@@ -32,7 +22,10 @@ def kept(name, make):
         clone, unless it fails
     """
     folder = CACHE / name
-    with locked(name):
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / (name + ".lock"), "w") as lock:
+        # Other processes that ask for the same name wait.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             unfinished = CACHE / (name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,7 +8,6 @@ from psycopg2.extras import RealDictCursor
 
 from . import postgres
 from .poolers import Pooler
-from .servers import pgbouncer_program
 
 ADMIN = "pgbouncer"
 ADMIN_PASSWORD = "pgbouncer-s3cret"
@@ -38,7 +37,7 @@ class PgBouncer(Pooler):
     Changes of the attributes count from the next :meth:`start` or :meth:`reload` on.
     """
 
-    name = "pgbouncer"
+    name = package = "pgbouncer"
     # At once, clients or not. Up to 1.22 the default action of this signal, since then its meaning; that of SIGTERM
     # has changed.
     stop_signal = signal.SIGQUIT
@@ -48,7 +47,7 @@ class PgBouncer(Pooler):
         self.databases = dict(databases or {})
 
     def command(self):
-        return [pgbouncer_program(), self.folder / "pgbouncer.ini"]
+        return [self.program(), self.folder / "pgbouncer.ini"]
 
     def prepare(self):
         server = "host=%s port=%s" % (self.server.host, self.server.port)

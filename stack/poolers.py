@@ -21,10 +21,18 @@ class Pooler(Server):
     :param settings: additions to its configuration, by name
     """
 
+    #: the Debian package that has it
+    package = None
+
     def __init__(self, server, user=USER, password=PASSWORD, settings=None):
         super().__init__(user, password)
         self.server = server
         self.settings = dict(settings or {})
+
+    @classmethod
+    def program(cls):
+        """Return the path of the program; raise RuntimeError if it can not be had."""
+        return program(cls.name, cls.package)
 
     def configuration(self, **more):
         """Return our configuration file for this program, with the places filled in."""
@@ -35,12 +43,7 @@ class Pooler(Server):
 class Odyssey(Pooler):
     """An Odyssey in transaction mode, for Odoo's role only."""
 
-    name = "odyssey"
-
-    @staticmethod
-    def program():
-        """Return the path of the program; raise RuntimeError if it can not be had."""
-        return program("odyssey", "odyssey")
+    name = package = "odyssey"
 
     def command(self):
         return [self.program(), self.folder / "odyssey.conf"]
@@ -60,12 +63,7 @@ class PinningOdyssey(Odyssey):
 class Pgpool(Pooler):
     """A pgpool-II in front of one server, for Odoo's role only. It keeps connections, but knows no transaction mode."""
 
-    name = "pgpool"
-
-    @staticmethod
-    def program():
-        """Return the path of the program; raise RuntimeError if it can not be had."""
-        return program("pgpool", "pgpool2")
+    name, package = "pgpool", "pgpool2"
 
     def command(self):
         files = ["-f", "pgpool.conf", "-a", "pool_hba.conf", "-F", "pcp.conf"]

@@ -41,11 +41,6 @@ def _newest_postgres():
 
 
 @functools.cache
-def pgbouncer_program():
-    """Return the path of the program ``pgbouncer``."""
-    return program("pgbouncer", "pgbouncer")
-
-
 def program(name, package):
     """Return the path of a server's program, installing the Debian package that has it if there is none.
 

@@ -22,7 +22,7 @@ from stack.archive import CACHE
 from stack.builds import DEBIAN, PYTHONS, find_build, python_versions
 from stack.clones import Unavailable
 from stack.commands import run, say
-from stack.servers import pgbouncer_program
+from stack.pgbouncer import PgBouncer
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = CACHE / "matrix.xml"
@@ -71,7 +71,7 @@ def try_build(build, options):
         "Python": python,
         "psycopg2 (libpq)": "%s (%d.%d)" % (psycopg2, libpq // 10000, libpq % 10000),
         "PostgreSQL": postgres.full_version().split()[0],
-        "PgBouncer": re.search(r"\d+(\.\d+)+", run([pgbouncer_program(), "-V"]))[0],
+        "PgBouncer": re.search(r"\d+(\.\d+)+", run([PgBouncer.program(), "-V"]))[0],
         **{count: suite.get(count) for count in ("tests", "failures", "errors", "skipped")},
         "seconds": round(float(suite.get("time"))),
     }, code == 0
