@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import email
-import os
 import shutil
 import sys
 import zipfile
@@ -26,22 +25,10 @@ NOT_INSTALLED = {"pyproject.toml", "tests/test_it.py", "odoo.conf", "settings.py
 pytestmark = pytest.mark.rest
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory):
-    """Return a function that makes a wheel of a folder, with today's tools."""
-    tools = tmp_path_factory.mktemp("tools")
-    # Those that pip would fetch each time anew.
-    pip_install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    run([*pip_install, "--target", tools, "hatchling", "setuptools", "wheel"])
-    environment = {**os.environ, "PYTHONPATH": str(tools)}
-
-    def build(source, target, *options):
-        # With --wheel straight from the folder, else from a source distribution made of it.
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, *options, source]
-        run(command, env=environment)
-        return next(target.glob("*.whl"))
-
-    return build
+def build(source, target, *options):
+    """Make a wheel of a folder: with ``--wheel`` straight from it, else from a source distribution made of it."""
+    run([sys.executable, "-m", "build", "--outdir", target, *options, source])
+    return next(target.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +55,7 @@ def files(folder):
 
 # What "pip install" makes first, of whatever it is given.
 @pytest.mark.parametrize("source, options", [(NAME, ["--wheel"]), (NAME, []), ("setup/" + NAME, ["--wheel"])])
-def test_a_wheel_has_the_whole_addon_and_nothing_else_and_suits_any_series(build, clone, tmp_path, source, options):
+def test_a_wheel_has_the_whole_addon_and_nothing_else_and_suits_any_series(clone, tmp_path, source, options):
     wheel = build(clone / source, tmp_path / "dist", *options)
     assert wheel.name == "%s-%s-py3-none-any.whl" % (NAME, VERSION)
     information = "%s-%s.dist-info/" % (NAME, VERSION)
@@ -101,7 +88,7 @@ def site_packages(python):
     return Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
 
 
-def test_odoo_finds_what_pip_has_installed_and_its_bus_works(installation, build, clone, tmp_path):
+def test_odoo_finds_what_pip_has_installed_and_its_bus_works(installation, clone, tmp_path):
     python = installation.command[0]
     wheel = build(clone / NAME, tmp_path / "dist", "--wheel")
     run([python, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", wheel])
