@@ -8,7 +8,7 @@ import pytest
 from stack import ports
 from stack.stack import Stack
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
-from tests.support.certificates import make_authority, make_certificate
+from tests.support.certificates import make_certificate
 from tests.support.secrets import ENCODED_PASSWORD, LISTENER_PASSWORD, POOLER_PASSWORD, WRONG_PASSWORD, leaks
 from tests.support.traffic import statements
 
@@ -35,19 +35,18 @@ pytestmark = pytest.mark.variants("14.0-prefork", "19.0-threaded")
 
 
 @pytest.fixture(scope="module")
-def authorities(tmp_path_factory):
-    """The certificates of the authority that the server's is of, and of one that knows nothing of it."""
-    folder = tmp_path_factory.mktemp("authorities")
-    return {name: make_authority(folder, name) for name in ("ours", "another")}
+def certificates(tmp_path_factory):
+    """The server's certificate and key, and another certificate for its host."""
+    return {name: make_certificate(tmp_path_factory.mktemp(name), "localhost") for name in ("ours", "another")}
 
 
 @pytest.fixture(scope="module")
-def stack(variant, authorities, tmp_path_factory):
+def stack(variant, certificates):
     """A stack with one account for the pooler and another for listeners, and a server with a certificate."""
 
     def environment(stack):
         stack.server.execute(ROLES, (LISTENER_PASSWORD,))
-        for path in make_certificate(tmp_path_factory.mktemp("server"), authorities["ours"], "localhost"):
+        for path in certificates["ours"]:
             # PostgreSQL does not read a key that others might.
             owner = ["-o", stack.server.run_as] if stack.server.run_as else []
             subprocess.run(["install", "-m", "600", *owner, path, stack.server.data / path.name], check=True)
@@ -114,14 +113,14 @@ def test_odoo_serves_and_is_told_what_to_set_if_nothing_is_configured(stack):
     assert len(said(stack, mark, "ERROR")) == 1
 
 
-def test_listeners_take_a_certificate_that_is_right_and_no_other(stack, authorities):
+def test_listeners_take_a_certificate_that_is_right_and_no_other(stack, certificates):
     place = {"IMDISPATCHER_DB_HOST": "localhost", "IMDISPATCHER_DB_HOSTADDR": stack.server.host}
 
-    def run_with(authority):
-        certificate = {"IMDISPATCHER_DB_SSLMODE": "verify-full", "IMDISPATCHER_DB_SSLROOTCERT": str(authority[0])}
-        return stack.odoo.run_with(directly(stack, **place, **certificate))
+    def run_with(name):
+        trusted = {"IMDISPATCHER_DB_SSLMODE": "verify-full", "IMDISPATCHER_DB_SSLROOTCERT": str(certificates[name][0])}
+        return stack.odoo.run_with(directly(stack, **place, **trusted))
 
-    mark = run_with(authorities["ours"])
+    mark = run_with("ours")
     with stack.client() as client:
         assert " at localhost:%s " % stack.server.port in wait_until_confirmed(stack, mark).message
         stack.send("tests", "hello")
@@ -129,7 +128,7 @@ def test_listeners_take_a_certificate_that_is_right_and_no_other(stack, authorit
         query = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'listener'"
         assert {row.ssl for row in stack.server.execute(query)} == {True}
 
-    mark = run_with(authorities["another"])
+    mark = run_with("another")
     check_that_it_polls(stack, mark, "localhost:%s: .*certificate verify failed" % stack.server.port)
     assert not stack.direct_connections()
 
