@@ -81,7 +81,7 @@ def leader(stacks):
         return any(one.raddr and one.raddr.port == port for one in psutil.Process(pid).net_connections("tcp"))
 
     def find():
-        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+        with contextlib.suppress(psutil.NoSuchProcess):
             found = list(filter(is_connected, listening_processes(stacks)))
             return found[0] if len(found) == 1 and sharing_socket(found[0]) else None
 

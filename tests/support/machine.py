@@ -1,10 +1,10 @@
 """Odoos beside each other on one machine, whose listening processes share a connection."""
 
 import contextlib
-import os
 import re
 import time
-from pathlib import Path
+
+import psutil
 
 from stack.odoo import series_number
 from stack.waiting import wait_until
@@ -108,16 +108,6 @@ class Machine:
 
 def sharing_socket(pid):
     """Return the name of the socket at which a process leads, and how many follow; None: it does not lead."""
-    own = set()
-    for path in Path("/proc/%d/fd" % pid).iterdir():
-        try:
-            own.add(os.readlink(path))
-        except FileNotFoundError:
-            pass  # closed meanwhile
-    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if _NAME in line]
-    ours = [line for line in lines if "socket:[%s]" % line[6] in own]
-    # It keeps its name on both ends, of a follower as well; one that listens has a flag, one that is connected state 3.
-    leaders = [line[7] for line in ours if line[3] == "00010000"]
-    if not leaders:
-        return None
-    return leaders[0], sum(line[5] == "03" and line[7] == leaders[0] for line in ours)
+    # The end that listens has it, and those of its followers; their other ends have no name.
+    names = [one.laddr for one in psutil.Process(pid).net_connections("unix") if one.laddr.startswith(_NAME)]
+    return (names[0], len(names) - 1) if names else None
