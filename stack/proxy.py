@@ -118,18 +118,13 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, client_reader, client):
-        try:
-            server_reader, server = await asyncio.wait_for(asyncio.open_connection(*self.target), 5)
-        except (OSError, asyncio.TimeoutError):
-            self._reset(client)
-            return
-        self._writers.add(server)
-        try:
-            await asyncio.gather(_pump(client_reader, server), _pump(server_reader, client))
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            server_reader, server = await asyncio.open_connection(*self.target)
+            self._writers.add(server)
+            with contextlib.suppress(OSError):
+                await asyncio.gather(_pump(client_reader, server), _pump(server_reader, client))
+            self._reset(server)
         self._reset(client)
-        self._reset(server)
 
     def _reset(self, writer):
         self._writers.discard(writer)
