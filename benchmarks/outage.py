@@ -106,8 +106,9 @@ class _Trial:
             server.execute("SELECT pg_terminate_backend(%s)", (backend,))
         elif fault == "restart":
             # A crash and a proper end in turn.
-            (server.kill if number % 2 else server.stop)()
-            server.start()
+            if number % 2:
+                server.kill()
+            server.restart()
         else:
             with contextlib.closing(self._stack.sender()) as sender:
                 sender.notify("garbage")
@@ -118,14 +119,14 @@ class _Trial:
 
 
 class _Client:
-    """A client with one channel, which comes back if Odoo throws it out. It ends with ``exits``."""
+    """A client with one channel. It ends with ``exits``."""
 
     def __init__(self, stack, channel, exits):
         self.channel = channel
         self._stack = stack
         # For Odoo the id 0, that of an empty table, means "the last 50 s".
         self.send("before")
-        self._client = exits.enter_context(stack.client([channel], listening=False, returns=True))
+        self._client = exits.enter_context(stack.client([channel], listening=False))
 
     def send(self, message):
         """Send ``message`` as soon as the server and the pooler accept it."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import websocket
 
-from .odoo import http_session, series_number
+from .odoo import series_number
 
 # Seconds to connect, or to subscribe.
 _DEADLINE = 10
@@ -31,22 +31,19 @@ class Received(NamedTuple):
 class Client:
     """A user, logged in, who records what the bus delivers.
 
-    A message that is delivered twice is recorded twice.
+    A message that is delivered twice is recorded twice. When it loses its websocket, it comes back and says what it had
+    last, as browsers do.
 
     :param odoo: the :class:`~.odoo.Odoo` that it is a client of
     :param session_id: of another client, to do without logging in
-    :param returns: whether it comes back when it loses its websocket, and says what it had last, as browsers do
     """
 
-    def __init__(self, odoo, database, session_id=None, returns=False):
+    def __init__(self, odoo, session_id=None):
         self.odoo = odoo
-        self.session_id = session_id or _log_in(odoo.http_url, database)
+        self.session_id = session_id or odoo.log_in().cookies["session_id"]
         self.received = []
         #: What went wrong, as text: a request that failed, a socket that was closed.
         self.failures = []
-        #: (since, until) in monotonic seconds, of each time until it was back
-        self.away = []
-        self._returns = returns
         self._news = threading.Condition()
         self._closing = self._transport = self._reader = None
 
@@ -118,12 +115,11 @@ class Client:
     def _read(self, channels, last):
         while not self._closing.is_set():
             try:
-                notifications = self._transport.receive()
+                self._record(self._transport.receive())
             except _ERRORS as error:
-                if self._closing.is_set() or not self._goes_on_after(error, channels, last):
-                    break
-            else:
-                self._record(notifications)
+                if not self._closing.is_set():
+                    self.failures.append("%s: %s" % (type(error).__name__, error))
+                    self._come_back(channels, last)
 
     def _record(self, notifications):
         at = time.monotonic()
@@ -135,25 +131,14 @@ class Client:
                 self.received.append(Received(at, notification["id"], message))
             self._news.notify_all()
 
-    def _goes_on_after(self, error, channels, last):
-        """Return whether there is something to be read after a failure; if it has to come back first, once it is."""
-        self.failures.append("%s: %s" % (type(error).__name__, error))
-        if isinstance(self._transport, _LongPolls):
-            # The server may be down; do not drum on its door.
-            return not self._closing.wait(0.2)
-        return self._returns and self._comes_back(channels, last)
-
-    def _comes_back(self, channels, last):
-        lost = time.monotonic()
+    def _come_back(self, channels, last):
         # Odoo's web client has some pity with the server as well.
         while not self._closing.wait(random.uniform(0.5, 1.5)):
             with contextlib.suppress(*_ERRORS):
                 self._transport.close()
                 known = max([last, *(received.id for received in self.received)])
                 self._transport = self._connect(channels, known, _REPEAT)
-                self.away.append((lost, time.monotonic()))
-                return True
-        return False
+                break
 
 
 class _Websocket:
@@ -267,17 +252,3 @@ def _answer(connection):
         raise ValueError(answer["error"])
     result = answer["result"]
     return result["notifications"] if isinstance(result, dict) else result
-
-
-def _log_in(http_url, database):
-    """Return the id of a new session of the administrator.
-
-    :raise RuntimeError: Odoo refused
-    """
-    params = {"db": database, "login": "admin", "password": "admin"}
-    with http_session() as session:
-        answer = session.post(http_url + "/web/session/authenticate", json={"params": params}, timeout=60)
-        answer.raise_for_status()
-        if not (answer.json().get("result") or {}).get("uid"):
-            raise RuntimeError("login refused: %s" % answer.text)
-        return session.cookies["session_id"]

@@ -9,7 +9,6 @@ from .commands import say
 from .odoo import Odoo, series_number
 
 DATABASE = "bus_alt"
-LOGIN = PASSWORD = "admin"
 _DEADLINE = 600.0
 
 

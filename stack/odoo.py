@@ -15,6 +15,9 @@ from .process import Process
 # Of the one who runs the tests; they would change what Odoo, libpq or the addon do.
 _FOREIGN_VARIABLES = re.compile(r"(PG|ODOO_|IMDISPATCHER_|PYTHON)")
 
+#: of the administrator of all our databases
+LOGIN = PASSWORD = "admin"
+
 
 class Processes(NamedTuple):
     """Process ids of a running Odoo; with ``workers=0`` there is only ``main``."""
@@ -109,18 +112,22 @@ class Odoo(Process):
     def is_up(self):
         return all(map(_answers, {self.http_url, self.event_url}))
 
-    @property
-    def stop_jitter(self):
-        """Seconds by which one :meth:`stop` may differ from another, of stock Odoo too.
-
-        About one worker in ten of a prefork server misses the signal, and takes note of it one beat of 4 s later.
-        """
-        return 4 if self.workers else 0
-
     def health(self, timeout=20):
         """Return what the health check says of the process that answers, as a dictionary; wait for so many seconds."""
         with http_session() as session:
             return session.get(self.event_url + "/bus_alt_connection/health", timeout=timeout).json()
+
+    def log_in(self):
+        """Return a session of requests, logged in as the administrator.
+
+        :raise RuntimeError: Odoo refused
+        """
+        session = http_session()
+        params = {"db": self.database, "login": LOGIN, "password": PASSWORD}
+        answer = session.post(self.http_url + "/web/session/authenticate", json={"params": params}, timeout=60)
+        if not (answer.json().get("result") or {}).get("uid"):
+            raise RuntimeError("login refused: %s" % answer.text)
+        return session
 
     def run_with(self, variables):
         """Have it run with these :attr:`variables`; return the mark in its log where that begins."""

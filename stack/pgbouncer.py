@@ -27,14 +27,14 @@ _SETTINGS = {
 class PgBouncer(Pooler):
     """A PgBouncer on its own port of 127.0.0.1, with one pool per database of ``server``, set up as :data:`EXAMPLE`.
 
-    :param server: the PostgreSQL it logs in to; set the attribute and :meth:`reload` to point it to another
+    :param server: the PostgreSQL it logs in to
     :param user: name under which clients log in as the server's role ``odoo``
     :param password: their password. Where user or password differ from the server's, every client works as ``odoo``
         there, the superuser included
     :param settings: additions to the section ``[pgbouncer]``, by name
     :param databases: additions to the line of a database, by its name: ``{"postgres": "pool_mode=session"}``
 
-    Changes of the attributes count from the next :meth:`start` or :meth:`reload` on.
+    Changes of the attributes count from the next :meth:`start` on.
     """
 
     name = package = "pgbouncer"
@@ -92,11 +92,6 @@ class PgBouncer(Pooler):
     def show(self, what):
         """Return the rows of ``SHOW <what>`` as dicts: ``servers``, ``clients``, ``pools``, ``config`` ..."""
         return self.admin("SHOW %s" % what)
-
-    def reload(self):
-        """Write and read the configuration again."""
-        self.prepare()
-        self.admin("RELOAD")
 
     def server_ports(self):
         """Return the set of the local ports of the connections to PostgreSQL.

@@ -31,7 +31,6 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] %r %a %d ",
     "lc_messages": "C",
 }
-_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 def version(programs=None):
@@ -95,7 +94,8 @@ class PostgreSQL(Server):
     """
 
     name = "postgresql"
-    stop_signal = _STOP_SIGNALS["fast"]
+    # For a fast shutdown.
+    stop_signal = signal.SIGINT
 
     def __init__(self, settings=None, archive=None, programs=None):
         super().__init__()
@@ -112,14 +112,6 @@ class PostgreSQL(Server):
             self._make_folder()
             unpack(self._archive or _empty_cluster(self.programs), self.data, self.run_as)
         self._write_settings()
-
-    def stop(self, mode="fast", deadline=None):
-        """Stop the server, return its exit code; ``mode`` as for ``pg_ctl``: ``smart``, ``fast`` or ``immediate``."""
-        return super().stop(deadline, _STOP_SIGNALS[mode])
-
-    def restart(self, mode="fast"):
-        self.stop(mode)
-        return self.start()
 
     def reload(self):
         """Have the server read :attr:`settings` again."""
@@ -144,11 +136,6 @@ class PostgreSQL(Server):
         return self.execute(
             "SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
-
-    def promote(self):
-        """Make a primary of this standby; returns when it accepts writes."""
-        if not self.value("SELECT pg_promote()"):
-            raise RuntimeError("no promotion of %r\n%s" % (self, self.log_tail()))
 
     def standby(self):
         """Return a streaming replica of this running server: a PostgreSQL not started yet."""

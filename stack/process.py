@@ -50,8 +50,8 @@ def _end_after_us(group, folder):
 class Process:
     """A server process of its own group, with a temporary folder that goes with it.
 
-    Subclasses say what to run (:meth:`prepare`, :meth:`command`, :meth:`environment`) and when it is up
-    (:meth:`is_up`).
+    Subclasses have the methods ``prepare``, which writes what the server reads when it starts, ``command``, which
+    returns what to run, and ``is_up``.
     As a context manager it is started on entry, and ended and cleaned away on exit.
     """
 
@@ -70,19 +70,8 @@ class Process:
         self._ports = []
         self._process = self._guard = None
 
-    # What a subclass tells
-
-    def prepare(self):
-        """Write what the server reads when it starts."""
-
-    def command(self):
-        raise NotImplementedError
-
     def environment(self):
         return dict(os.environ)
-
-    def is_up(self):
-        raise NotImplementedError
 
     def take_port(self):
         """Return a free port, which it has until :meth:`close`."""
@@ -151,7 +140,7 @@ class Process:
             raise RuntimeError("%s ended with code %s\n%s" % (self.name, code, self.log_tail()))
         return self.is_up()
 
-    def stop(self, deadline=None, signal_number=None):
+    def stop(self, deadline=None):
         """Ask the server to end, and kill what of it is left after ``deadline`` seconds.
 
         :return: exit code; negative: the signal that ended it, so -9 says that it did not end by itself; None if it
@@ -161,7 +150,7 @@ class Process:
             return None
         family = self._family()
         if self.running:
-            self._process.send_signal(self.stop_signal if signal_number is None else signal_number)
+            self._process.send_signal(self.stop_signal)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.stop_deadline if deadline is None else deadline)
         return self._end(family)

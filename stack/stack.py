@@ -135,20 +135,17 @@ class Stack:
 
     # Clients and messages
 
-    def client(self, channels=("tests",), last=None, listening=True, returns=False):
+    def client(self, channels=("tests",), listening=True):
         """Return a client, logged in and subscribed; its ``close`` is called at the end of the stack at the latest.
 
-        :param channels: names to subscribe to, may be none
-        :param last: id of the last row of bus_bus that it is to know; default: the last there is
+        :param channels: names to subscribe to
         :param listening: wait until Odoo's LISTEN is in force
-        :param returns: as of :class:`~.clients.Client`
         """
-        client = Client(self.odoo, self.database, returns=returns)
+        client = Client(self.odoo)
         self._exits.callback(client.close)
-        if channels:
-            client.subscribe(channels, self.last_id() if last is None else last)
-            if listening:
-                self.wait_for_listen()
+        client.subscribe(channels, self.last_id())
+        if listening:
+            self.wait_for_listen()
         return client
 
     def sender(self, direct=False):

@@ -23,7 +23,7 @@ import signal
 import sys
 
 from .builds import find_build
-from .database import LOGIN, PASSWORD
+from .odoo import LOGIN, PASSWORD
 from .stack import ADDON, DEFAULT_SERIES, Stack
 
 

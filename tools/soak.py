@@ -3,8 +3,8 @@
     python -m tools.soak MINUTES [--seed N]
 
 Messages flow all the time on two Odoo 19.0, prefork, of one machine and with one database, so that their listeners
-share one direct connection. The clients are as browsers: who loses the websocket comes back and says what it had last.
-The seed decides which faults there are, and for how long; it does not decide how fast the machine is.
+share one direct connection. The seed decides which faults there are, and for how long; it does not decide how fast the
+machine is.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import bisect
 import collections
 import contextlib
 import itertools
-import json
 import random
 import re
 import shutil
@@ -49,17 +48,13 @@ ENVIRONMENT = {"IMDISPATCHER_CHECK_INTERVAL": "5", "IMDISPATCHER_DB_CONNECT_TIME
 class Fault(NamedTuple):
     name: str
     began: float  # time.monotonic()
-    ended: float
-
-    @property
-    def length(self):
-        return self.ended - self.began
+    length: float  # seconds
 
 
 def send(stack, sent, stopped):
     """Send steadily, through the pooler, until ``stopped``.
 
-    :param sent: channel -> message -> time.monotonic() of its confirmed COMMIT; what is sent is added
+    :param sent: channel -> message -> time.monotonic() right before its NOTIFY; what is sent is added
     """
     with contextlib.closing(stack.sender()) as sender:
         for number in itertools.count():
@@ -67,22 +62,10 @@ def send(stack, sent, stopped):
                 return
             message, channel = "message %d" % number, "channel %d" % (number % CHANNELS)
             try:
-                sender.insert(channel, message)
+                sent[channel][message] = sender.send(channel, message).at
             except psycopg2.Error:
                 # It may be there or not: it does not count.
                 stopped.wait(0.2)
-                continue
-            sent[channel][message] = time.monotonic()
-            _notify(sender, json.dumps([sender.channel(channel)]), stopped)
-
-
-def _notify(sender, payload, stopped):
-    while True:
-        try:
-            return sender.notify(payload)
-        except psycopg2.Error:
-            if stopped.wait(0.2):
-                raise
 
 
 def soak(minutes, seed):
@@ -110,7 +93,7 @@ def soak(minutes, seed):
                 since = time.monotonic()
                 print("%4d s  %s" % (since - began, name), flush=True)
                 fault(stacks, chance)
-                faults.append(Fault(name, since, time.monotonic()))
+                faults.append(Fault(name, since, time.monotonic() - since))
             except TimeoutError as error:
                 # What came of the messages is of interest all the same.
                 bugs.append("%4d s  %s: %s" % (time.monotonic() - began, name, str(error).partition("\n")[0]))
@@ -137,11 +120,11 @@ def _start(exits):
 
 def _connect(exits, stacks):
     """Return the channel of each client, by the client; half of them are of each Odoo."""
-    sessions = [stack.client(channels=()).session_id for stack in stacks]
+    sessions = [stack.odoo.log_in().cookies["session_id"] for stack in stacks]
     clients = {}
     for number in range(CLIENTS):
         stack = stacks[number % 2]
-        client = exits.enter_context(Client(stack.odoo, stack.database, sessions[number % 2], returns=True))
+        client = exits.enter_context(Client(stack.odoo, sessions[number % 2]))
         clients[client] = "channel %d" % (number // 2 % CHANNELS)
         client.subscribe([clients[client]], stack.last_id())
     return clients

@@ -46,7 +46,7 @@ def test_after_a_failover_the_bus_pushes_again_and_nothing_is_lost(stack):
     stack.server.kill()
     # So that it is promoted, and sent to, before anybody can listen there.
     stack.proxy.refuse()
-    stack.standby.promote()
+    assert stack.standby.value("SELECT pg_promote()")  # it accepts writes by now
     stack.pooler.server = stack.standby
     stack.pooler.restart()
     stack.proxy.cut()

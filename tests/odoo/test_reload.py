@@ -5,7 +5,6 @@ import signal
 
 import pytest
 
-from stack.clients import Client
 from stack.stack import Stack
 from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, troubles, wait_until_confirmed
@@ -42,9 +41,7 @@ def descriptors(odoo):
 
 def test_reloads_lose_nothing_and_leave_nothing_behind():
     with Stack("19.0", 2, jobs=False, environment=environment) as stack:
-        # It comes back when its server has gone, as a browser does.
-        with Client(stack.odoo, stack.database, returns=True) as client:
-            client.subscribe(["reload"], stack.last_id())
+        with stack.client(["reload"], listening=False) as client:
             machine = Machine(stack)
             machine.settle(deadline=30)
             before = descriptors(stack.odoo)
@@ -56,7 +53,7 @@ def test_reloads_lose_nothing_and_leave_nothing_behind():
                     assert machine.settle(deadline=30) == bus_pid(stack)
                     assert stack.odoo.health()["status"] == "pass"
                     client.wait_for_count(100 * count, 60)
-            assert len(client.away) >= RELOADS
+            assert len(client.failures) >= RELOADS
         wait_until(lambda: descriptors(stack.odoo) <= before, 20, "as few descriptors as %d" % before, 0.2)
         assert troubles(stack) == []
         assert stack.odoo.stop(END_OF_WORKERS) == 0

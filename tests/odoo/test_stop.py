@@ -15,7 +15,7 @@ TOLERANCE = 3
 
 class End(NamedTuple):
     seconds: float
-    jitter: float  # by which these differ anyway
+    jitter: float  # by which these differ anyway, of stock Odoo too
     code: int
     complaints: list  # lines of the log
     log: str
@@ -49,7 +49,7 @@ def test_sigterm_ends_odoo_while_its_listener_tries_to_connect(variant):
         # question of a websocket.
         series = series_number(stack.series)
         if series >= 15 if stack.odoo.workers else series < 16 or series == 19:
-            stack.server.stop("immediate")
+            stack.server.kill()
         stack.odoo.wait_for_log("lost the listener of database postgres", mark)
 
     end = _end(variant, before=lose_server)
@@ -82,7 +82,8 @@ def _end(variant, before=None, **arguments):
             complaints = ours + "|Exception in thread (?!.*http).*"
         return End(
             seconds,
-            stack.odoo.stop_jitter,
+            # About one worker in ten misses the signal, and takes note of it one beat of 4 s later.
+            0 if threaded else 4,
             code,
             complaints=re.findall(complaints, log),
             log=log,

@@ -12,9 +12,7 @@ import threading
 
 import pytest
 
-from stack.database import LOGIN
-from stack.database import PASSWORD as LOGIN_PASSWORD
-from stack.odoo import default_load, http_session, series_number
+from stack.odoo import LOGIN, default_load, series_number
 from stack.others import with_others
 from stack.postgres import PASSWORD, USER
 from stack.stack import Stack
@@ -75,9 +73,7 @@ def test_beside_other_addons_a_notification_arrives_and_only_listeners_are_direc
 
 
 def test_beside_other_addons_a_job_of_queue_job_is_run(stack):
-    with http_session() as session:
-        params = {"db": stack.database, "login": LOGIN, "password": LOGIN_PASSWORD}
-        session.post(stack.odoo.http_url + "/web/session/authenticate", json={"params": params}, timeout=60)
+    with stack.odoo.log_in() as session:
         if "session_db" in OTHERS[stack.series]:
             rows = stack.server.execute("SELECT payload FROM http_sessions", dbname=SESSIONS)
             assert LOGIN in [json.loads(row.payload)["login"] for row in rows]

@@ -140,7 +140,8 @@ class History:
 
     def restart(self):
         self.close()
-        self._server.restart("immediate")
+        self._server.kill()
+        self._server.start()
         # It could be another server.
         self.only_by_date = True
         self._add_pending({})

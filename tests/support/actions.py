@@ -2,8 +2,7 @@
 
 import uuid
 
-from stack.database import LOGIN, PASSWORD
-from stack.odoo import http_session, series_number
+from stack.odoo import series_number
 from stack.sender import MESSAGE_TYPE
 from tests.support import traffic
 
@@ -67,14 +66,12 @@ def caller(odoo):
 
     It is a session of the web client: with XML-RPC Odoo hashes the password for each call, which takes its time.
     """
-    session = http_session()
+    session = odoo.log_in()
 
-    def post(path, **params):
-        answer = session.post(odoo.http_url + path, json={"params": params}, timeout=60).json()
+    def call(model, method, arguments):
+        params = {"model": model, "method": method, "args": arguments, "kwargs": {}}
+        answer = session.post(odoo.http_url + "/web/dataset/call_kw", json={"params": params}, timeout=60).json()
         assert "error" not in answer, answer["error"]
         return answer["result"]
 
-    post("/web/session/authenticate", db=odoo.database, login=LOGIN, password=PASSWORD)
-    return lambda model, method, arguments: post(
-        "/web/dataset/call_kw", model=model, method=method, args=arguments, kwargs={}
-    )
+    return call
