@@ -6,8 +6,8 @@ def post_load():
     """Make Odoo's listeners connect straight to PostgreSQL.
 
     Odoo calls this hook of the manifest once the configuration is read, in every
-    process that loads the server-wide modules. Importing the package alone changes
-    nothing, and calling the hook again does not either.
+    process that loads the server-wide modules. Importing the package changes nothing by
+    itself, nor does a second call of the hook.
     """
     from . import patch
 

@@ -5,7 +5,7 @@
     "summary": "Needed when using PgBouncer as a connection pooler",
     # Three parts: the only form that every series from 12.0 to 19.1 loads.
     "version": "1.0.0",
-    # No "website": the project has no page of its own, and none is made up.
+    # No "website", since the project has no page of its own.
     "author": "bus_alt_connection contributors",
     "category": "Extra Tools",
     "license": "AGPL-3",

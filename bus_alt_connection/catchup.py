@@ -2,11 +2,11 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Decide which databases to look up, when, and how many at a time. The module `lookup` queries each of them.
 
-Look-ups run side by side in one thread, as `tasks`, so that a database that does not
-answer delays no other. There are two kinds: quick look-ups have a short deadline, and
-several may run at a time; slow ones have a long deadline, and few may run at a time.
-After a look-up that failed or took long, the next one of that database is slow. After
-many failures, as when the pooler itself is down, look-ups are rare until one succeeds.
+Look-ups run side by side in the supervisor's thread, as `tasks`, so that a database that
+does not answer delays no other. There are two kinds: quick look-ups have a short deadline, and
+several may run at a time; slow ones have a long deadline, and few may run at a time. After
+a look-up that failed or took long, the next one of that database is slow. After many
+failures, as when the pooler itself is down, look-ups are rare until one succeeds.
 
 Only conclusive evidence ends a pending look-up without an answer, see `Backlog.forget`.
 """
@@ -28,15 +28,15 @@ _logger = logging.getLogger(__name__)
 # Seconds. Odoo commits rows first and sends their NOTIFY in another transaction, so the NOTIFY may arrive up to
 # `MARGIN` seconds after its rows are visible in a snapshot.
 MARGIN = 10.0
-# Deadlines of quick and of slow look-ups. Each is the number of seconds for one statement in the server; the look-up as
-# a whole may take as long if it is quick, and a little longer if it is slow.
+# Seconds: the deadlines of quick and of slow look-ups. Each limits one statement in the server. It also limits a quick
+# look-up as a whole; a slow one gets 10 s more.
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
 # Seconds until a database that did not answer is asked again: at first, and at most. The delay doubles.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
-# How many look-ups may fail to get an answer: at first, and in each second afterwards. Some of these are reserved for
-# quick look-ups.
+# A budget of look-ups without an answer: its size, how much it grows per second, and how much of it is reserved for
+# quick look-ups. When it is used up, look-ups wait.
 FAILURES, FAILURES_EACH_SECOND, RESERVED = 50, 0.5, 10
 # The pooler is considered down after FAILURES_IN_A_ROW quick look-ups that got no answer, without any answer in
 # between, if the last answer is older than SILENCE seconds.
@@ -89,6 +89,10 @@ class Databases(set):
 class Backlog(object):
     """The pending databases, and what is known about each. Each process has one backlog.
 
+    A supervisor uses it if its listener listens on the bus. Odoo has one such listener in a process. If another addon
+    adds one on another database, the lock keeps both supervisors from starting the same look-up; nothing else that
+    both may change at once is protected.
+
     ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
     Each database has marks of its own: one that stays pending does not affect the others.
     """
@@ -124,7 +128,7 @@ class Backlog(object):
             self._began = now
 
     def heard_up_to(self, moment, now):
-        """Note that the NOTIFY of all rows that are visible at ``moment``, a `Moment`, was received or is on its way.
+        """Record that the notifications for all rows visible at ``moment``, a `Moment`, have arrived or are on the way.
 
         A snapshot applies to all databases of a cluster. Pending databases stay pending.
         """
@@ -140,7 +144,7 @@ class Backlog(object):
             pending = self._pending.get(database) or self._new(database, now, now)
             if afresh or pending.error is None:
                 pending = pending._replace(due=min(pending.due, now))
-            # A look-up under way notices by the new tuple that it may have begun too early.
+            # By the new tuple, `_finish` sees that a look-up under way began before this call, and plans another.
             self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
 
     def poll(self, last_used, interval, now):
@@ -173,8 +177,8 @@ class Backlog(object):
         name on the server that gave the list, see `forget_missing`. Without such evidence a database stays
         pending for `PENDING_FOR`, and is asked every `LONGEST_DELAY` seconds, or less often if many do not answer.
 
-        A database without a table bus_bus, given the search_path that Odoo uses, is not pending either: nothing
-        can have been sent from there. A module update replaces a table in one transaction, so nobody sees the
+        A database in which Odoo's search_path finds no bus_bus stops being pending too, since nothing can have
+        been sent from it. A module update replaces a table in one transaction, so nobody sees the
         database without it; and during a restore nothing is sent that would have to be looked up. But such a
         database is not forgotten, and keeps its mark.
         """
@@ -326,7 +330,7 @@ class Backlog(object):
             self._slow.add(database)
 
     def _finish(self, database, done, mark):
-        """Note that the look-up for ``done``, a `_Pending`, ended with ``mark``, which is None without a bus_bus."""
+        """Record that the look-up for ``done``, a `_Pending`, ended with ``mark``, which is None without a bus_bus."""
         if mark is not None:
             self._marks[database] = mark
         pending = self._pending.get(database)

@@ -8,7 +8,7 @@
 The program needs Python and psycopg2, but no Odoo. It reads odoo.conf and the environment as Odoo
 and the addon do, so run it as Odoo's user and in Odoo's environment. It opens a pooled
 connection, as Odoo's cursors do, and a direct connection, as the listeners do. It prints
-what each of them leads to, and sends a notification on the pooled connection that has to
+what each of them leads to, and sends a notification on the pooled connection, which has to
 arrive on the direct one. The notification has a channel of its own, so no process of Odoo
 receives it.
 
@@ -74,11 +74,11 @@ def main(arguments=None):
     path, options, own, configured = read(arguments, os.environ)
     _say("odoo.conf: %s\n%s" % (path or "none", ROW % ("way", "version", "role", "server", "address")))
     problems = ["ERROR: " + text for text in configured.errors] + ["WARNING: " + text for text in configured.warnings]
-    pooled = _look("ordinary", own, problems)
+    pooled = _examine_all("ordinary", own, problems)
     direct = None
     # Without configuration, listeners go where Odoo's cursors go, whose problems have been reported already.
     if not configured.refused and (configured.configured or pooled):
-        direct = _look("direct", configured.parameters(own), problems, pooled)
+        direct = _examine_all("direct", configured.parameters(own), problems, pooled)
     if pooled:
         problems += _left_behind(pooled.parameters)
     if pooled and direct:
@@ -134,7 +134,7 @@ def read(arguments, environ):
     return path, options, own, configured
 
 
-def _look(way, parameters, problems, pooled=None):
+def _examine_all(way, parameters, problems, pooled=None):
     """Print what each address in ``parameters`` leads to, and append what is wrong to ``problems``.
 
     ``pooled`` is the `Place` of the pooled connections. Returns the first usable address, a `Place`, or None.
@@ -209,7 +209,7 @@ def plan(direct, options, share):
     workers = _number(options, "workers", 0)
     cron = _number(options, "max_cron_threads", MAX_CRON_THREADS)
     size = _number(options, "db_maxconn", DB_MAXCONN)
-    # Prefork has a gevent process besides; in a threaded server all listen in one process.
+    # In prefork mode there is also a gevent process; in threaded mode there is only one process.
     listeners = cron + 1 if workers else 1
     processes = workers + listeners if workers else 1
     text = "plan for %d direct connection(s)" % (1 if share else listeners)
@@ -235,7 +235,7 @@ def plan(direct, options, share):
 
 
 def _number(options, name, default):
-    """Return an option of odoo.conf as a number, ``default`` if it is none."""
+    """Return an option of odoo.conf as a number, or ``default`` if it is not a number."""
     try:
         return int(options.get(name, default))
     except ValueError:

@@ -34,8 +34,9 @@ if extensions.libpq_version() >= 120000:
     KEEPALIVES["tcp_user_timeout"] = 10000
 
 # An unqualified name can mean an object that another user has put into schema public, if it matches the types of the
-# arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements. "extract"
-# needs no schema: PostgreSQL looks for it in pg_catalog only.
+# arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements, or first
+# sets a search_path of pg_catalog, as `lookup` does. "extract" needs no schema: PostgreSQL looks for it in pg_catalog
+# only.
 PID = "SELECT pg_catalog.pg_backend_pid()"
 # The last column identifies the server: a restarted server or a promoted copy has another start time.
 _FACTS = PID + (
@@ -256,8 +257,9 @@ def _addresses(host="", hostaddr="", **_others):
 def keeping_session(parameters):
     """A task: return whether a client keeps its server connection between transactions; None if unknown.
 
-    A pooler in transaction mode may pass on the pid of the server. But it gives our server connection to
-    another client, or another one to us. This asks repeatedly, since the pooler may be busy with others.
+    Some poolers give the client the server's real pid at login, so that comparing pids does not reveal
+    them, see `Facts`. But in transaction mode a pooler gives our server connection to another client, or
+    another one to us. This asks repeatedly, since the pooler may be busy with others.
     """
     try:
         quickly = dict(parameters, connect_timeout=PROBE_TIMEOUT)

@@ -8,13 +8,13 @@ the class of such a cursor from Odoo's own; its connection is a `ListeningConnec
 
 - LISTEN and UNLISTEN go to the listener of the process. They need a pooled connection only if
   they have parameters or are not a ``str``.
-- All other statements are executed on a pooled connection, exactly as an ordinary cursor
-  does. The first such statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without
-  one. Until LISTEN is executed, the cursor keeps this connection, as ordinary cursors do; from
-  then on, only until the transaction ends.
+- All other statements run on a pooled connection, as on an ordinary cursor. The first such
+  statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without one. Until LISTEN is
+  executed, the cursor keeps this connection, as ordinary cursors do; from then on, only until the
+  transaction ends.
 - The `ListeningConnection` outlives both the pooled connections and the direct one.
 
-So commit, rollback and close, and the hooks that they run, are those of Odoo's own class.
+Since the class is derived from Odoo's, commit, rollback and close run Odoo's own code and hooks.
 """
 
 import collections
@@ -32,7 +32,7 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds that Odoo's loop waits until LISTEN is in force; then the loop continues without it.
+# How many seconds Odoo's loop waits for LISTEN to be in force. After that, the loop continues without it.
 LISTEN_TIMEOUT = 5.0
 # How many notifications may wait for Odoo's loop. Further ones are dropped; see `listener.Listener.deliver`.
 FEED_SIZE = 5000
@@ -51,7 +51,8 @@ class Feed(object):
     """A selectable queue of notifications, which looks like a psycopg2 connection.
 
     Any thread may call `put` and `interrupt`. The listener's thread calls `tell`, and Odoo's thread calls
-    the other methods. No method waits for another thread, so a finalizer may call `close` at any time.
+    the other methods. No method of this class waits for another thread, so a finalizer may call `close` at any
+    time.
     """
 
     #: whether this process reads the feed; a follower, which is a feed too, is read elsewhere
@@ -67,13 +68,14 @@ class Feed(object):
         self._waker = Waker()
         #: channel -> number of the last LISTEN that was in force, see `tell`
         self._numbers = {}
-        #: the channels at the last commit, if it returned before LISTEN was in force; less those in force since
+        #: the channels at the last commit, if it returned before LISTEN was in force on all of them; `tell` removes
+        #: those that are in force by now
         self._relied_on_early = set()
 
     def put(self, notifications):
         """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
 
-        Return how many of them there was no room for, since nobody polls.
+        Return how many did not fit because nobody has called `poll`.
         """
         if self.closed or not notifications:
             return 0
@@ -113,7 +115,7 @@ class Feed(object):
             self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
 
     def rely(self, is_in_force):
-        """Note that commit returns, so Odoo's loop continues.
+        """Record that commit is returning, after which Odoo's loop relies on the channels.
 
         ``is_in_force``: whether LISTEN is in force on all channels of the feed.
         """
@@ -166,6 +168,9 @@ class ListeningConnection(Feed):
 
     ``open_pooled()`` returns an ordinary cursor of Odoo. ``start_listening(feed)`` returns the
     `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
+
+    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`, which takes the
+    re-entrant lock ``Listener.changed``, see `listener`, and the lock of Odoo's pool, as closing any cursor does.
 
     All other attributes are those of the pooled connection.
     """

@@ -12,13 +12,14 @@
   catch-up does not cover are told of the gap.
 - The loop ends only when the last feed of this process is gone, `close` was called, or Odoo stops.
 
-The supervisor checks whether notifications arrive, see `supervisor`.
+The supervisor checks whether notifications arrive: it sends a *token*, a notification with a random
+payload. A session that has received one is *confirmed*. See `supervisor`.
 
 Locks. A thread that holds a lock of this list waits only for locks further down in it:
 
-1. ``patch._Process.lock``: held while the addon is installed, and by a thread of Odoo that
-   executes its first LISTEN, until its feed has been added to a listener. While the addon is
-   installed, the holder may also wait for log handlers and for the network.
+1. ``patch._Process.lock``: held during ``patch.install``, in which the holder may also wait for log
+   handlers and for the network; and during ``patch._start_listening``, by a thread of Odoo that
+   executes its first LISTEN, until a new listener's threads run.
 2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for a few
    statements; ``threads._locks`` also until a new thread runs. No thread waits for one of these locks
    while it holds another of them.
@@ -26,12 +27,14 @@ Locks. A thread that holds a lock of this list waits only for locks further down
    the set of feeds. The listener, the supervisor and threads of Odoo wait for its notifications.
    It comes last, since the garbage collector may run a finalizer, which removes a feed, in a
    thread that holds any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for
-   their lock.
+   their lock. The finalizer of a listening cursor takes the lock of Odoo's pool too, as that of any
+   cursor of Odoo does.
 
 All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is
 atomic: the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`,
 `patch`, `log` and `sharing`, of which other threads iterate over copies; and the attributes of a
-session. The supervisor writes some of these; `wake` then makes the loop look at them.
+session. The supervisor writes some of these; `wake` then makes the loop look at them. A change that
+takes several operations is not atomic; see `catchup.Backlog`, which several supervisors may change.
 """
 
 import contextlib
@@ -55,12 +58,12 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two attempts to connect once the budget of immediate ones is used up: at first, and at most. The
-# delay doubles each time.
+# Seconds between two attempts to connect, after an attempt that failed or a loss for which the budget of immediate
+# ones has nothing left: at first, and at most. The delay doubles each time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# How many lost sessions are replaced without delay, and the seconds after which one more may be.
+# How many lost sessions may be replaced without delay, and how many seconds add one to that number, see `Backoff`.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
-# Seconds after which a session that is lost shows that the server had worked.
+# A session that lasted this many seconds proves that the server worked.
 STEADY = 2.0
 
 # PostgreSQL's settings for a confirmed session: a listener is idle most of the time, and a backend whose client
@@ -155,7 +158,7 @@ class Listener(object):
     def _live(self):
         """Connect, serve the session until it ends, and report why.
 
-        Return the seconds that the session lasted, None if there was none that received a token.
+        Return the seconds that the session lasted, None if no session was confirmed.
         """
         session = None
         served = None
@@ -366,11 +369,11 @@ class Listener(object):
         Return whether it is in force.
         """
 
-        def in_force():
+        def is_in_force():
             return self.session is not None and feed.channels <= self.session.channels
 
-        self.wait(lambda: in_force() or (self.session is None and self.failed), timeout)
-        return in_force()
+        self.wait(lambda: is_in_force() or (self.session is None and self.failed), timeout)
+        return is_in_force()
 
     def _all_feeds(self):
         with self.changed:
@@ -419,13 +422,13 @@ class Listener(object):
         return self._token_heard and self.session is session
 
     def confirm(self, session, channels, round_trip):
-        """Note that a token arrived on ``session`` after ``round_trip`` seconds, while ``channels`` were in force."""
+        """Record that a token arrived on ``session`` after ``round_trip`` seconds, while ``channels`` were in force."""
         session.round_trip = round_trip
         session.confirmed = channels
         self.wake()
 
     def replace(self, session, kind, reason):
-        """Make `run` end ``session`` and report this ``kind`` and ``reason``; nothing if it has ended already."""
+        """Make `run` end ``session`` and report this ``kind`` and ``reason``. Does nothing if the session has ended."""
         session.fault = kind, reason
         self.wake()
 
@@ -596,8 +599,9 @@ class DirectSession(Session, connection.Connection):
         except (psycopg2.Error, OSError) as error:
             text = "the path to %s is silent, nothing comes through, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
-        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. A pooler
-        # in front of another server may well keep the connection for us.
+        # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. If the
+        # address leads to a different server, a pooler proves nothing: the server alone explains the missing token,
+        # and the pooler may well keep the connection for us.
         pooled = leaked or (facts.pooled and facts.started == sender.started)
         if not pooled:
             pooled = (yield from connection.keeping_session(self.parameters)) is False
@@ -663,5 +667,9 @@ def _longer(delay):
 
 
 def _pause(delay, took):
-    """Return the rest of ``delay`` after an attempt that ``took`` so many seconds; processes differ at random."""
+    """Return how many seconds to wait after an attempt that took ``took`` seconds.
+
+    ``delay`` is the time from the beginning of one attempt to that of the next. It is shortened at random, so that
+    processes do not retry in step.
+    """
     return max(delay * random.uniform(0.5, 1) - took, 0.0)

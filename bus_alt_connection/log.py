@@ -162,7 +162,11 @@ _last = {}
 
 
 def rarely(problem):
-    """Return True for ``problem`` at most once in `REMINDER` seconds. Each stays in memory, so use only a few."""
+    """Return True for ``problem`` at most once in `REMINDER` seconds.
+
+    Each problem stays in memory for good. So pass only what has few values: kinds of problems, tracebacks of bugs,
+    names of channels that PostgreSQL refused.
+    """
     now = time.monotonic()
     if now - _last.get(problem, -REMINDER) < REMINDER:
         return False

@@ -18,7 +18,7 @@ from .payload import quote
 # Extra seconds by which a look-up goes back by date when transaction ids prove nothing: at the start, and
 # after a failover, which may have set them back.
 OVERLAP = 60.0
-# The most rows with higher ids that may become visible before a given row.
+# How many rows with higher ids are assumed, at most, to become visible before a row does.
 LATE_ROWS = 100000
 # Rows beyond `LATE_ROWS` that a look-up reads at first, and the factor by which it goes further back.
 NEW_ROWS, FURTHER = 10000, 10

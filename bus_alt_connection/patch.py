@@ -188,14 +188,14 @@ def _take_past_pooler(cursor):
     return True
 
 
-def _is_elsewhere(odoos):
-    """Return whether ``odoos``, a ``Connection`` of Odoo, has a URI, which other addons use for their own databases."""
-    return "dsn" in odoos.dsn
+def _is_elsewhere(odoo_connection):
+    """Return whether a ``Connection`` of Odoo has a URI, which other addons use for their own databases."""
+    return "dsn" in odoo_connection.dsn
 
 
-def _listening_connection(odoos, open_pooled):
-    """Return a `ListeningConnection` to the database of ``odoos``, a ``Connection`` of Odoo."""
-    database = odoos.dsn.get("database", odoos.dbname)
+def _listening_connection(odoo_connection, open_pooled):
+    """Return a `ListeningConnection` to the database of a ``Connection`` of Odoo."""
+    database = odoo_connection.dsn.get("database", odoo_connection.dbname)
     return ListeningConnection(open_pooled, functools.partial(_start_listening, database))
 
 

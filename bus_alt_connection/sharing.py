@@ -56,9 +56,9 @@ GREETING_TIMEOUT = 0.9
 # Seconds between two messages of a leader, and seconds without a message until a follower leaves. The difference
 # allows for a busy machine that runs a thread late.
 HEARTBEAT, SILENCE = 2.0, 4.5
-# Seconds between two messages of a leader whose thread runs in time.
+# Seconds: the longest time between two messages of a leader that is not late.
 LONGEST_BEAT = HEARTBEAT + 0.5
-# Additional seconds for a silent leader, since this process may have been as late as the leader.
+# Extra seconds for a silent leader, since its message may have arrived while this process was itself late.
 LAST_MOMENT = 0.3
 # AVOID_UNHEARD: seconds for which a process avoids a leader's session that never delivered a token.
 # AVOID_SILENT: seconds for which it avoids a leader that was silent, or a session that stopped delivering.
@@ -67,8 +67,8 @@ AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
 # first one is of no use to them.
 _RANKS = ("evented", "evented-2", "plain", "plain-2")
-# Bytes: an upper limit for all messages, and one for a message of several notifications. A socket refuses a message
-# that is larger than its buffer, which Linux limits to 208 kB by default.
+# Bytes: the most that any one message may have, and the most that a message of several notifications may have. A socket
+# refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
 _LONGEST_MESSAGE, _BATCH = 1 << 20, 1 << 16
 # The addon's code identifies its version. Read it now: an update may replace the files of a running process.
 _CODE = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
@@ -168,8 +168,8 @@ class Sharing(object):
     def _follow(self, listener, rank):
         """Stop leading and return a `FollowerSession`. Raises the exceptions of that class, or `_LeaderEnded`."""
         began = time.monotonic()
-        # All followers wait for a leader without a connection. The time is random, so that they do not all give up
-        # at once.
+        # If a leader has no connection, all its followers wait for it to get one. The time is random, so that they do
+        # not all give up at once.
         patience = LONGEST_DELAY * random.uniform(6, 12)
         try:
             session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), lambda: listener.closed)
@@ -197,7 +197,7 @@ class Sharing(object):
         return {leader for leader, until in list(self._avoided.items()) if until > now}
 
     def _learn_from(self, session, now):
-        """Note what the last session has shown about its leader or its address."""
+        """Remember what the last session has shown about its leader or its address."""
         if session is None:
             return
         if session.leader_pid is not None:
@@ -317,7 +317,7 @@ class FollowerSession(Session):
 
     def explaining(self, examining_sender, sent_at, leaked):
         yield from ()
-        # A leader that stands still has not shown that its connection is of no use.
+        # If the leader is stuck, its connection may still be good, so do not count this against the connection.
         if self._read_at > max(sent_at, time.monotonic() - LONGEST_BEAT):
             self.unheard = True
         else:

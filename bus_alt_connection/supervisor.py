@@ -5,7 +5,7 @@
 `Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
 and writes the listener's log lines. So a notification of the bus is late by at most
 ``check_interval`` if a path dies silently, and by about ``poll_interval`` while nothing listens.
-None is lost. Scheduled actions do not wait for the listener, since Odoo has a timer for them.
+None is lost. Scheduled actions are up to a minute late while nothing listens: Odoo has a timer for them.
 Other channels may miss notifications; their listeners get an error, see `cursor.Feed.tell`.
 
 The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
@@ -40,7 +40,8 @@ POLLING = "polling"
 #: Nothing arrives: the pooler is down as well, or polling is off.
 DEAF = "deaf"
 
-# Seconds that a token may take to arrive after its commit.
+# Seconds to wait for a token after its commit: less if check_interval is below 15 s, see `Supervisor._patience`, and up
+# to one more in `listener.Listener.wait_for_token`.
 CHECK_TIMEOUT = 5.0
 # Seconds. Shorter intervals are raised to these, since each check or look-up is a login at the pooler.
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
@@ -60,8 +61,8 @@ NEVER = float("inf")
 # An SQLSTATE.
 INSUFFICIENT_PRIVILEGE = "42501"
 
-# From 14.0 on, Odoo sends with the function that this variable names. An operator's own function is not qualified, so
-# that PostgreSQL finds it as it does for Odoo.
+# From 14.0 on, Odoo sends with the function that this variable names; the addon does so in every series. An operator's
+# own function is not qualified, so that PostgreSQL finds it as it does for Odoo.
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
@@ -329,8 +330,8 @@ class Supervisor(object):
         self._last_check = time.monotonic()
         last_seen, self._seen = self._seen, _Seen(attempt.moment, now)
         # Notifications arrive in the order of commits. So once a token has arrived, so have those of all transactions
-        # that are visible in a snapshot taken before the token was sent. A notification of another process proves that
-        # only for the snapshot of the last check.
+        # that are visible in a snapshot taken before the token was sent. A notification of another process may be older
+        # than our snapshot, so it proves this only for the snapshot of the previous check.
         heard = last_seen
         if attempt.sent_at is not None:
             self.listener.confirm(session, channels, self._last_check - attempt.sent_at)

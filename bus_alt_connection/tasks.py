@@ -58,17 +58,17 @@ def within(seconds, task, clock):
 
     ``clock()`` returns the seconds that count, for example `Tasks.attended`.
     """
-    end = clock() + seconds
+    deadline = clock() + seconds
     with contextlib.closing(task):
         try:
             wait = next(task)
             while True:
-                is_ready = yield wait._replace(deadline=min(wait.deadline, time.monotonic() + end - clock()))
-                if not is_ready and clock() >= end:
+                is_ready = yield wait._replace(deadline=min(wait.deadline, time.monotonic() + deadline - clock()))
+                if not is_ready and clock() >= deadline:
                     raise psycopg2.OperationalError("no answer in %g s" % seconds)
                 wait = task.send(is_ready)
-        except StopIteration as end:
-            return end.value
+        except StopIteration as result:
+            return result.value
 
 
 def sleep(seconds):
@@ -90,7 +90,7 @@ class Tasks(object):
         return len(self._waits)
 
     def attended(self):
-        """Return monotonic seconds that do not count the time in which the thread did not run the tasks.
+        """Return the seconds of a clock that stands still while this thread does something else.
 
         With these, a task measures how long an answer took. Another clock would count delays of this thread as well.
         """
@@ -102,7 +102,7 @@ class Tasks(object):
         self._resume(task, None)
 
     def run(self, until, waker=None):
-        """Run all tasks until one of them has ended, ``waker`` is readable, or it is ``until`` (monotonic seconds).
+        """Run all tasks until one has ended, ``waker`` is readable, or ``until`` (monotonic seconds) is reached.
 
         Raises what a task raises, which ends that task only. Raises ``OSError`` if the process
         has run out of descriptors; then all tasks are closed, to release theirs.

@@ -28,7 +28,8 @@ def start(target, name):
     """
     thread = threading.Thread(target=target, name=name, daemon=True)
     if _are_greenlets():
-        # A greenlet needs no thread stack. And gevent never reduces the size, so it could not be restored.
+        # A greenlet needs no thread stack. Besides, gevent's stack_size() ignores smaller values, so the previous one
+        # could not be restored.
         thread.start()
         return thread
     with _locks.setdefault(os.getpid(), threading.Lock()):

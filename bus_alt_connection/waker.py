@@ -23,7 +23,7 @@ class Waker(object):
         self._close_requested = False
         self._closed = False
         # A socket that one thread closes while another is inside ``send`` may get its number from the next file that
-        # is opened, and the byte would go there. So what sends, receives or closes holds this lock.
+        # is opened, and the byte would go there. So any code that sends, receives or closes holds this lock.
         self._lock = threading.Lock()
 
     def fileno(self):
