@@ -261,8 +261,8 @@ def _left_behind(parameters):
             stack.callback(client.execute, "ROLLBACK")
             channels.update(found)
             if usage > QUEUE_USAGE and not warnings:
-                text = "WARNING: the notification queue of PostgreSQL is full to %.0f%%, since a connection that"
-                text += " listens is in a long transaction: end it, or every NOTIFY fails once the queue is full. The"
+                text = "WARNING: PostgreSQL's notification queue is %.0f%% full, because a listening connection is in a"
+                text += " long transaction. End it, or every NOTIFY will fail once the queue is full. The"
                 text += " oldest transaction: %s"
                 oldest = tasks.finish(connection.finding_oldest_transaction(client))
                 warnings.append(text % (100 * usage, oldest))

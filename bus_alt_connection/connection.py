@@ -123,7 +123,7 @@ class Connection(object):
     def _only_row(self, rows, columns):
         if not rows or len(rows[0]) != columns:
             # A broken pooler returned the result of another client's query.
-            raise psycopg2.OperationalError("%s: not the answer, but another query's result" % address(self.parameters))
+            raise psycopg2.OperationalError("%s returned the result of another query" % address(self.parameters))
         return rows[0]
 
     def examine(self):
@@ -298,11 +298,11 @@ def why_deaf(direct, sender):
     """Return why ``direct`` does not receive what is sent on ``sender``, both `Facts`."""
     there = direct.address
     if direct.standby:
-        return "%s is a standby, and only a primary takes LISTEN" % there
+        return "%s is a standby, and only a primary accepts LISTEN" % there
     if direct.pooled:
         return "%s is a pooler that does not keep the connection for us; %s PostgreSQL's address" % (there, SET_THEM_TO)
     if direct.started != sender.started:
-        return "%s is another server than the one that Odoo sends to; %s that server's address" % (there, SET_THEM_TO)
+        return "%s is not the server that Odoo sends to; %s that server's address" % (there, SET_THEM_TO)
     if direct.database != sender.database:
         return "it listens on database %s, but Odoo sends on %s" % (direct.database, sender.database)
-    return "the path to %s is silent, nothing comes through" % there
+    return "%s accepts connections, but no notification arrives from it" % there

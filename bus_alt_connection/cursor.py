@@ -112,7 +112,7 @@ class Feed(object):
         # In place, since Odoo's thread may add to it at the same time.
         self._relied_on_early.difference_update(numbers)
         if set(gaps) - CAUGHT_UP:
-            self.interrupt("the connection was replaced: notifications on other channels than Odoo's may be lost")
+            self.interrupt("the connection was replaced: notifications on channels other than Odoo's may be lost")
 
     def rely(self, is_in_force):
         """Record that commit is returning, after which Odoo's loop relies on the channels.
@@ -374,8 +374,8 @@ class _ListeningCursor(object):
             if statements:
                 self._cnx.listen(statements)
                 return None
-            line = "the statement %s is more than LISTEN, so it is left to the pooler and receives nothing."
-            line += " Execute LISTEN in a statement of its own"
+            line = "the statement %s contains more than LISTEN, so it goes to the pooler and no notification will"
+            line += " arrive. Execute LISTEN in a statement of its own"
             _logger.warning(line, ascii(text[:80]))
         elif _IN_RECOVERY.match(text) and not self._cnx.is_pooled and not self.closed:
             self._unanswered = query

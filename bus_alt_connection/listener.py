@@ -518,7 +518,7 @@ class DirectSession(Session, connection.Connection):
         self.place = connection.place(self.parameters)
         self.facts = self.examine()
         if self.facts.standby:
-            raise psycopg2.OperationalError("is a standby, and only a primary takes LISTEN")
+            raise psycopg2.OperationalError("is a standby, and only a primary accepts LISTEN")
 
     def listen(self, channels, warn):
         """LISTEN on ``channels`` and no others. They are in force on return, except those that the server refuses.
@@ -597,7 +597,7 @@ class DirectSession(Session, connection.Connection):
                 facts = yield from another.examining()
             sender = yield from examining_sender()
         except (psycopg2.Error, OSError) as error:
-            text = "the path to %s is silent, nothing comes through, and a new connection fails: %s"
+            text = "nothing arrives from %s any more, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
         # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. If the
         # address leads to a different server, a pooler proves nothing: the server alone explains the missing token,

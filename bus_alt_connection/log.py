@@ -112,7 +112,7 @@ class OutageLog(object):
         elif event.kind == MOVED:
             # Without a limit, leaders that come and go would fill the log; in an outage there are other lines.
             if self._began is None and rarely(("moved", self._database)):
-                _logger.info("the listener of database %s moves: %s", self._database, event.reason)
+                _logger.info("the listener of database %s changes its connection: %s", self._database, event.reason)
         else:
             self._log_trouble(event)
 
@@ -127,11 +127,11 @@ class OutageLog(object):
             self._reasons_logged.add(event.reason)
             _logger.error("can't listen on database %s: %s", self._database, event.reason)
         elif first and event.session:
-            text = "lost the listener of database %s: %s (it was backend pid %d at %s); trying again until it works"
+            text = "lost the listener of database %s: %s (it was backend pid %d at %s); trying again"
             facts = event.session.facts
             _logger.warning(text, self._database, event.reason, facts.backend_pid, facts.address)
         elif first:
-            text = "can't listen on database %s: %s; trying again until it works"
+            text = "can't listen on database %s: %s; trying again"
             _logger.error(text, self._database, event.reason)
         elif event.at - self._reminded_at >= REMINDER:
             self._reminded_at = event.at

@@ -172,13 +172,13 @@ def _take_past_pooler(cursor):
         return False
     where = _name(_asking_code())
     if "_opening" not in vars(cursor):
-        text = "%s executes LISTEN on a cursor that the addon does not know, so it is left to the pooler"
-        text += " and receives nothing. Open the cursor with odoo.sql_db.db_connect"
+        text = "%s executes LISTEN on a cursor that the addon does not know, so LISTEN goes to the pooler"
+        text += " and no notification will arrive. Open the cursor with odoo.sql_db.db_connect"
         _logger.warning(text, where)
         return False
     original, connection, args, kwargs, opener = cursor._opening
     if _is_elsewhere(connection):
-        _logger.info("%s listens at a URI of its own, which is left to it", where)
+        _logger.info("%s listens through a connection URI of its own; the addon does not change that connection", where)
         return False
     listening = _listening_connection(connection, lambda: original(connection, *args, **kwargs))
     listening.adopt(cursor)

@@ -52,7 +52,7 @@ _HOST_WITH_PORT = re.compile(r"([^:/@\[][^:]*|\[.*\]):[^:]*\Z")
 # Match the variables that Kubernetes sets in each pod for a Service that is called "imdispatcher-db" or the like.
 _OF_SERVICE = re.compile(r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_addr|_port|_proto)?)\Z")
 _PORT_OF_SERVICE = re.compile(r"(tcp|udp|sctp)://")
-_REFUSED = "No listener connects until that is mended"
+_REFUSED = "No listener connects until this is corrected"
 
 
 class Settings(object):
@@ -84,7 +84,7 @@ class Settings(object):
         """
         if self.refused:
             raise psycopg2.OperationalError(
-                "options are wrong, see the ERROR on each at the start of Odoo, correct them and restart Odoo"
+                "some options are wrong. Correct those that Odoo logged as ERROR when it started, and restart Odoo"
             )
         # The name distinguishes listeners from Odoo's other connections in pg_stat_activity.
         parameters = dict(own, application_name="odoo-listener-%d" % os.getpid())
@@ -121,7 +121,7 @@ def read(environ, options, db_system=None):
         keyword = option[len("db_") :] if option.startswith("db_") else ""
         problem = _problem(keyword, value) if _is_keyword(keyword) else _meant(option, name)
         if keyword == "service" and undecided:
-            problem = "may ask for more than db_sslmode does. Say which in IMDISPATCHER_DB_SSLMODE."
+            problem = "may require a stricter sslmode than db_sslmode. Set the one to use in IMDISPATCHER_DB_SSLMODE."
         if problem:
             settings.errors.append("%s %s %s" % (name, problem, _REFUSED))
             settings.refused.append(name)
@@ -216,7 +216,7 @@ def _problem(keyword, value):
         return None
     # The server's messages would quote such a value as a name. They truncate it, so `redact` may miss the password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
-        return "is a URI or DSN. Set host, port, user and password in an option each."
+        return "is a URI or DSN. Set host, port, user and password in separate options."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):
         return "has a port. Set the host alone here, and the port in IMDISPATCHER_DB_PORT."
     if keyword == "sslmode" and value not in SSLMODES:

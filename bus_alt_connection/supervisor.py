@@ -172,7 +172,7 @@ class Supervisor(object):
         if mode == POLLING:
             return "nothing listens, so notifications arrive late"
         if not self._sender_works:
-            return "nothing can be sent through the connection of Odoo's other cursors"
+            return "notifications can't be sent through the pooled connection"
         interval, last = self._check_interval(), self._last_check
         if interval and last is not None and time.monotonic() - last > interval + CHECK_TIMEOUT:
             return "the last check of the listener is older than the check interval"
@@ -264,7 +264,7 @@ class Supervisor(object):
         except (psycopg2.Error, OSError) as error:
             self._sender_works = False
             if not self.listener.closed and log.rarely(("sending", self.listener.database)):
-                text = "can't tell whether the listener of database %s hears: sending fails: %s"
+                text = "can't check the listener of database %s, since sending a notification fails: %s"
                 text += "; trying again, while the listener stays connected"
                 _logger.warning(text, self.listener.database, error)
             return None
@@ -292,8 +292,8 @@ class Supervisor(object):
     def _reporting_queue(self, pooled, usage):
         """A task: warn that the share ``usage`` of PostgreSQL's notification queue is in use."""
         oldest = yield from connection.finding_oldest_transaction(pooled)
-        text = "the notification queue of PostgreSQL is full to %.0f%%, since a connection that listens is in a long"
-        text += " transaction: end it, or every NOTIFY fails once the queue is full. The oldest transaction: %s"
+        text = "PostgreSQL's notification queue is %.0f%% full, because a listening connection is in a long"
+        text += " transaction. End it, or every NOTIFY will fail once the queue is full. The oldest transaction: %s"
         _logger.warning(text, 100 * usage, oldest)
 
     def _needs_token(self, session, sender, now):
@@ -378,8 +378,8 @@ class Supervisor(object):
             if now < since + GRACE:
                 return since + GRACE
             if not self._polling:
-                text = "nothing listens on database %s: looking into bus_bus every %g s instead"
-                text += ", so that notifications arrive late but arrive"
+                text = "nothing listens on database %s: polling bus_bus every %g s instead"
+                text += "; notifications arrive late, but none is lost"
                 _logger.warning(text, self.listener.database, interval)
                 self._backlog.add_pending(self._with_bus(), now, afresh=True)
             self._polling = True
@@ -483,8 +483,8 @@ class Supervisor(object):
         failing = self._backlog.stuck(time.monotonic())
         if failing:
             first = min(failing)
-            text = "can't look into bus_bus of %d database(s) for missed notifications, for example of %s: %s"
-            text += "; trying again until it works"
+            text = "can't look up missed notifications in bus_bus of %d database(s), for example of %s: %s"
+            text += "; trying again"
             _logger.warning(text, len(failing), first, failing[first])
         for database in self._backlog.too_large():
             text = "bus_bus of database %s has too many rows to be looked up in %g s; delete old ones"

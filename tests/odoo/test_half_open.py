@@ -11,7 +11,7 @@ from tests.support.machine import Machine
 
 pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
 
-SILENT = r"WARNING .*lost the listener of database postgres: the path to \S+ is silent, nothing comes through"
+SILENT = r"WARNING .*lost the listener of database postgres: nothing arrives from \S+ any more"
 
 
 @pytest.fixture(scope="module")

@@ -29,15 +29,15 @@ NO_LISTENER = {
         "outage_seconds": 0,
     },
 }
-NOT_SENT = "nothing can be sent through the connection of Odoo's other cursors"
+NOT_SENT = "notifications can't be sent through the pooled connection"
 #: seconds until what is looked for every second is there: generous, for a busy machine
 SOON = 15
 BEGINS = (
-    "nothing listens on database postgres: looking into bus_bus every 1 s instead,"
-    " so that notifications arrive late but arrive"
+    "nothing listens on database postgres: polling bus_bus every 1 s instead;"
+    " notifications arrive late, but none is lost"
 )
 TAKEN_OVER = "the listener of database postgres has taken over from polling"
-IS_ANOTHER = "is another server than the one that Odoo sends to; set IMDISPATCHER_DB_HOST and"
+IS_ANOTHER = "is not the server that Odoo sends to; set IMDISPATCHER_DB_HOST and"
 
 pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
 
@@ -168,7 +168,7 @@ def test_health_degrades_while_polling_fails_without_any_way_recovers_and_blames
     stack.pooler.start()
     wait_for_answer(stack, status="pass")
     # The listener is not blamed for the pooler.
-    sending_fails = "can't tell whether the listener of database postgres hears: sending fails: "
+    sending_fails = "can't check the listener of database postgres, since sending a notification fails: "
     assert [one for one in troubles(stack, mark) if not one.message.startswith(sending_fails)] == []
     assert stack.wait_for_listen() == backend
     stack.send(client.channel, "after")

@@ -13,7 +13,7 @@ from tests.support.outage import LOST, direct_way_closed
 
 #: seconds until what is tried again and again is there: generous, for a busy machine
 SOON = 15
-SENDING_FAILS = "can't tell whether the listener of database postgres hears: sending fails: "
+SENDING_FAILS = "can't check the listener of database postgres, since sending a notification fails: "
 
 # Under gevent the addon's waiting for the pooler is another than in threads.
 pytestmark = [pytest.mark.rest, pytest.mark.variants("19.0-prefork")]

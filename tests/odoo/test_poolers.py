@@ -101,7 +101,7 @@ def test_where_it_does_not_keep_it_that_is_said_and_messages_arrive_late(start, 
     client = stack.client(listening=False)
     deaf = "can't listen on database postgres: %s is a pooler that does not keep the connection for us; set "
     wait_for_record(stack, deaf % address(stack.pooler))
-    wait_for_record(stack, "nothing listens on database postgres: looking into bus_bus every 1 s instead")
+    wait_for_record(stack, "nothing listens on database postgres: polling bus_bus every 1 s instead")
     for message in ("one", "two"):
         stack.send("tests", message)
         client.wait_for(message, SOON)

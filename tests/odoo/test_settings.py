@@ -18,7 +18,7 @@ ROLES = (
 )
 # Not what a wrong POLL_INTERVAL would lead to.
 POLLING = {"IMDISPATCHER_POLL_INTERVAL": "1"}
-POLLS = "nothing listens on database postgres: looking into bus_bus every 1 s instead"
+POLLS = "nothing listens on database postgres: polling bus_bus every 1 s instead"
 WRONG = {
     # It would lead to a connection without the protection that was asked for.
     "IMDISPATCHER_DB_SSLMODE": "verify_full",
@@ -95,7 +95,7 @@ def said(stack, mark, level):
 def test_odoo_names_each_wrong_option_once_connects_nowhere_and_polls(stack):
     server_mark = stack.server.log_mark() if stack.odoo.variables != directly(stack, **WRONG) else 0
     mark = stack.odoo.run_with(directly(stack, **WRONG))
-    check_that_it_polls(stack, mark, "options are wrong, see the ERROR on each")
+    check_that_it_polls(stack, mark, "some options are wrong. Correct those that Odoo logged as ERROR")
     # Nor was there a connection for a moment: its name is in what the server logs of it.
     assert "odoo-listener" not in stack.server.log_since(server_mark)
     # At the start, before anybody listens.

@@ -18,10 +18,8 @@ NEEDLESS = "OK; but Odoo uses no pooler, or one that keeps LISTEN, so it needs n
 IS_POOLER = (
     "is a pooler that does not keep the connection for us; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to Po"
 )
-IS_ANOTHER = (
-    "is another server than the one that Odoo sends to; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to tha"
-)
-IS_STANDBY = "is a standby, and only a primary takes LISTEN"
+IS_ANOTHER = "is not the server that Odoo sends to; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to tha"
+IS_STANDBY = "is a standby, and only a primary accepts LISTEN"
 
 
 # Servers and poolers, by the names that the cases below use -----------------------------------------------------------
@@ -230,7 +228,7 @@ def test_a_notification_queue_that_fills_is_told(run, server, pooler):
         # 8 GB at most, up to PostgreSQL 16 and by default.
         server.execute("SELECT pg_notify('other', i || repeat('x', 7900)) FROM generate_series(1, 14000) i")
         output = run(odoo_conf(pooler), directly_to(server))
-        assert "the notification queue of PostgreSQL is full to 1%" in " ".join(lines(output, "WARNING"))
+        assert "PostgreSQL's notification queue is 1% full" in " ".join(lines(output, "WARNING"))
         assert verdict(output) == HEARD
 
 

@@ -208,10 +208,10 @@ class Watch:
 
 # What the log may advise, by key words, and when that is right.
 _ADVICE = [
-    ("another server", lambda world: world.recently("split"), "both ways lead to the same server"),
+    ("not the server", lambda world: world.recently("split"), "both ways lead to the same server"),
     ("pooler", lambda world: world.direct != "server", "the direct way leads to PostgreSQL"),
     ("standby", lambda world: world.recently("standby"), "no standby is there"),
-    ("silent", lambda world: world.recently("silent") or not world.expects_direct, "the path was never silent"),
+    ("arrives from", lambda world: world.recently("silent") or not world.expects_direct, "the path was never silent"),
     ("on database", lambda world: True, ""),
 ]
 

@@ -11,7 +11,7 @@ from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records
 
 _LISTENS = re.compile(r"listening(?: again)? on [^(]*?(?: through process (\d+))? at \S+ \(database postgres, ")
-_ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres moves")
+_ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres changes its connection")
 _LOOKED_FOR_JOBS = re.compile(r"(cron\d+|WorkerCron \(\d+\)) polling for jobs")
 _NAME = "@bus_alt_connection/"
 

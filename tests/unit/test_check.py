@@ -27,7 +27,7 @@ def test_an_answer_with_other_columns_is_an_error_of_what_is_there(monkeypatch, 
     monkeypatch.setattr(check.os, "environ", {"IMDISPATCHER_DB_PORT": "5432"})
     assert check.main(["--db_host", "127.0.0.1", "--db_port", "6432"]) == 1
     output = capsys.readouterr().out
-    assert "ERROR: ordinary: 127.0.0.1:6432: not the answer" in output
+    assert "ERROR: ordinary: 127.0.0.1:6432 returned the result of another query" in output
     assert output.splitlines()[-1].startswith("NOT OK")
 
 

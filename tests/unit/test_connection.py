@@ -254,7 +254,7 @@ def test_a_value_that_is_no_text_is_an_error_without_it(keyword):
 def test_an_answer_with_other_columns_is_an_error(libpq, rows):
     libpq(lambda keywords: FakeLibpq(answer=rows))
     with contextlib.closing(connect({"host": "db-01"})) as opened:
-        with pytest.raises(psycopg2.OperationalError, match="not the answer"):
+        with pytest.raises(psycopg2.OperationalError, match="returned the result of another query"):
             opened.row("SELECT 1, 2", columns=2)
 
 
@@ -305,12 +305,15 @@ POOLER = "db-01:5432 is a pooler that does not keep the connection for us; set I
 @pytest.mark.parametrize(
     ("different", "sentence"),
     [
-        ({"version": "14.21", "backend_pid": 3}, "the path to db-01:5432 is silent, nothing comes through"),
+        ({"version": "14.21", "backend_pid": 3}, "db-01:5432 accepts connections, but no notification arrives from it"),
         ({"database": "other"}, "it listens on database other, but Odoo sends on postgres"),
         # Of several reasons the first is what has to be mended whatever the others are.
-        ({"started": 999, "database": "other"}, "db-01:5432 is another server than the one that Odoo sends to; set "),
+        ({"started": 999, "database": "other"}, "db-01:5432 is not the server that Odoo sends to; set "),
         ({"pooled": True, "started": 999, "database": "other"}, POOLER),
-        ({"standby": True, "pooled": True, "started": 999}, "db-01:5432 is a standby, and only a primary takes LISTEN"),
+        (
+            {"standby": True, "pooled": True, "started": 999},
+            "db-01:5432 is a standby, and only a primary accepts LISTEN",
+        ),
     ],
 )
 def test_the_first_reason_to_be_deaf_is_told(different, sentence):

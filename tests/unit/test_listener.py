@@ -352,12 +352,12 @@ def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
 
     monkeypatch.setattr(connection, "opening", opening)
     kind, reason = tasks.finish(direct_session().explaining(None, 0.0, False))
-    assert (kind, "is silent" in reason, len(attempts)) == (LOST, True, 1)
+    assert (kind, "nothing arrives" in reason, len(attempts)) == (LOST, True, 1)
 
 
 @pytest.mark.parametrize(
     "started, keeps, blamed",
-    [(5, True, "is a pooler"), (6, True, "is another server"), (6, False, "is a pooler")],
+    [(5, True, "is a pooler"), (6, True, "is not the server"), (6, False, "is a pooler")],
 )
 def test_a_pooler_that_keeps_the_connection_is_not_blamed_for_another_server(monkeypatch, started, keeps, blamed):
     session = direct_session(pooled=True)

@@ -60,7 +60,7 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
     assert tell(LOST, SESSION, "server closed the connection") == (
         "WARNING",
         "lost the listener of database postgres: server closed the connection (it was backend pid 42 at db-01:5432);"
-        " trying again until it works",
+        " trying again",
     )
     assert tell(FAILED, None, "refused") is None
     clock.now += 2.5
@@ -75,7 +75,7 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
 
 
 def test_a_first_connect_that_fails_is_an_error_and_counts_as_an_attempt(tell):
-    refused = "can't listen on database postgres: refused; trying again until it works"
+    refused = "can't listen on database postgres: refused; trying again"
     assert tell(FAILED, None, "refused") == ("ERROR", refused)
     assert "and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
 
@@ -105,7 +105,7 @@ def test_what_an_operator_has_to_mend_is_an_error_once_in_each_outage(tell):
 
 def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     tell(CONFIRMED, SESSION)
-    moves = "INFO", "the listener of database postgres moves: there is a better one"
+    moves = "INFO", "the listener of database postgres changes its connection: there is a better one"
     assert tell(MOVED, SESSION, "there is a better one") == moves
     assert tell(MOVED, SESSION, "there is a better one") is None
     following = SimpleNamespace(**dict(vars(SESSION), leader_pid=7))

@@ -113,7 +113,7 @@ def test_only_the_server_that_had_a_database_ends_its_look_ups(watched, logged, 
     fake.away.clear()
     fake.asked.clear()
     watched.live(30)
-    assert ("x1" in fake.asked) is ("x1" in watched._with_bus()) is bool(logged("can't look into")) is goes_on
+    assert ("x1" in fake.asked) is ("x1" in watched._with_bus()) is bool(logged("can't look up missed")) is goes_on
 
 
 def test_after_a_day_it_ends(watched):

@@ -116,9 +116,9 @@ def test_a_listen_that_the_addon_can_not_take_is_left_to_the_pooler_and_told(ins
         return cursor
 
     cursors = [listen("postgresql://elsewhere/x"), installed.sql_db.Cursor(installed.pool, "x", {"database": "x"})]
-    assert len(logged("listen (", "listens at a URI of its own, which is left to it")) == 1
+    assert len(logged("listen (", "listens through a connection URI of its own; the addon does not change that")) == 1
     cursors[1].execute("LISTEN orders")
-    assert len(logged("test_a_listen_that_the_addon_can_not_take", "is left to the pooler")) == 1
+    assert len(logged("test_a_listen_that_the_addon_can_not_take", "so LISTEN goes to the pooler")) == 1
     assert [one.done for one in installed.pool.lent] == [["LISTEN orders"]] * 2
     assert {type(cursor) for cursor in cursors} == {installed.sql_db.Cursor}
     assert installed.patch._here().databases == set()
@@ -268,7 +268,7 @@ def test_with_a_wrong_setting_odoo_starts_and_nothing_connects(odoo, fake, monke
     # Whoever loads the addon a second time changes nothing.
     for _ in range(2):
         odoo.patch.install()
-    assert len(logged("IMDISPATCHER_DB_SSLMODE", "No listener connects until that is mended")) == 1
+    assert len(logged("IMDISPATCHER_DB_SSLMODE", "No listener connects until this is corrected")) == 1
     assert not logged("listeners go to")
     odoo.patch._here().databases.add("x")
     cursor = bus_loop(odoo)

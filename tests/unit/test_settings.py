@@ -11,7 +11,7 @@ from psycopg2 import extensions
 from bus_alt_connection import settings
 from tests.support.secrets import SECRETS
 
-MENDED = " No listener connects until that is mended"
+CORRECTED = " No listener connects until this is corrected"
 HOST, ALSO_HOST, CONF_HOST = "IMDISPATCHER_DB_HOST", "ODOO_IMDISPATCHER_DB_HOST", "imdispatcher_db_host"
 #: what Odoo itself connects with
 OWN = {"dbname": "postgres", "host": "pooler", "port": 6432, "user": "odoo", "password": "a", "sslmode": "prefer"}
@@ -30,7 +30,7 @@ def read_db(odoos=(), **options):
 def assert_refused(found, *names):
     """Check that ``names`` keep the listeners from connecting."""
     assert sorted(found.refused) == sorted(names)
-    with pytest.raises(psycopg2.OperationalError, match="see the ERROR on each at the start of Odoo"):
+    with pytest.raises(psycopg2.OperationalError, match="Correct those that Odoo logged as ERROR"):
         found.parameters(OWN)
 
 
@@ -134,7 +134,7 @@ def test_sharing_is_switched_in_each_spelling(name, share, words):
 def test_the_option_that_was_meant_is_named_in_the_spelling_that_was_used(prefix):
     wrong, meant = ("db_hots", "db_host") if prefix.islower() else ("DB_HOTS", "DB_HOST")
     (error,) = read_one(prefix + wrong, "a").errors
-    assert error == "%s is not an option. Did you mean %s?%s" % (prefix + wrong, prefix + meant, MENDED)
+    assert error == "%s is not an option. Did you mean %s?%s" % (prefix + wrong, prefix + meant, CORRECTED)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_option_that_was_meant_is_named_in_the_spelling_that_was_used(prefix
         ("DB_POSTGRESQL:///?HOST", "kilo", "is not an option. "),
         # Whoever is between the two ends can read what a weaker sslmode does not protect.
         ("DB_SSLMODE", "verify_full", "is not an sslmode. Did you mean verify-full?"),
-        ("DB_HOST", "postgresql://db-01", "is a URI or DSN. Set host, port, user and password in an option each."),
+        ("DB_HOST", "postgresql://db-01", "is a URI or DSN. Set host, port, user and password in separate options."),
         ("DB_HOST", "host=db-01 port=5432", "is a URI or DSN. "),
         ("DB_HOST", "odoo:kilo@db-01", "is a URI or DSN. "),
         # The server would name this, and only the first 63 bytes of it.
@@ -164,7 +164,7 @@ def test_a_wrong_option_is_named_without_its_value_and_keeps_the_listeners_from_
     name = "IMDISPATCHER_" + option
     found = read_one(name, value)
     (error,) = found.errors
-    assert error.startswith("%s %s" % (name, message)) and error.endswith(MENDED)
+    assert error.startswith("%s %s" % (name, message)) and error.endswith(CORRECTED)
     assert value not in error
     assert found.warnings == [] and found.system_database is None
     assert_refused(found, name)
@@ -208,7 +208,7 @@ def test_the_variables_of_a_service_in_kubernetes_are_refused_in_one_line(servic
     found = settings.read({**variables, HOST: "db-01"}, {})
     (error,) = found.errors
     assert error.startswith("%s_PORT and 7 more: Kubernetes sets such variables for a Service. Rename" % service)
-    assert "192.0.2.1" not in error and error.endswith(MENDED)
+    assert "192.0.2.1" not in error and error.endswith(CORRECTED)
     assert_refused(found, *variables)
 
 
@@ -269,7 +269,7 @@ def test_the_keywords_of_a_listener_follow_from_the_options_and_odoos_own(option
 def test_where_odoo_or_the_service_may_ask_for_more_protection_an_operator_has_to_say_which(sslmode):
     found = read_db({"db_sslmode": sslmode}, SERVICE="direct")
     (error,) = found.errors
-    assert error.startswith("IMDISPATCHER_DB_SERVICE may ask for more than db_sslmode does. Say which in IMDISPATCHER_")
+    assert error.startswith("IMDISPATCHER_DB_SERVICE may require a stricter sslmode than db_sslmode. Set the one to")
     assert_refused(found, "IMDISPATCHER_DB_SERVICE")
     assert read_db({"db_sslmode": sslmode}, SERVICE="direct", SSLMODE=sslmode).errors == []
     assert read_db({"db_sslmode": "prefer"}, SERVICE="direct").errors == []
