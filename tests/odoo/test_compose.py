@@ -24,9 +24,9 @@ def test_docker_compose_takes_our_file_which_sends_listeners_to_the_server_and_t
     )
     assert (done.returncode, done.stderr) == (0, "")
     services = json.loads(done.stdout)["services"]
-    mounted = [mount for service in services.values() for mount in service["volumes"] if mount["type"] == "bind"]
-    assert mounted
-    assert all(Path(mount["source"]).exists() for mount in mounted)
+    builds = [service["build"] for service in services.values() if "build" in service]
+    assert {build["target"] for build in builds} == set(services) - {"db"}
+    assert all(Path(build["context"], build["dockerfile"]).is_file() for build in builds)
     environment = services["odoo"]["environment"]
     assert direct_address(environment) == "db:5432"
     assert "%(HOST)s:%(PORT)s" % environment == "pgbouncer:6432"

@@ -17,7 +17,7 @@ TEXTS = [PROJECT / "README.rst", *sorted(PROJECT.glob("docs/*.rst")), *sorted(PR
 
 def test_kubernetes_takes_our_objects():
     checked = [one for one in _kubernetes() if not one["apiVersion"].startswith("postgresql.cnpg.io/")]
-    assert {one["kind"] for one in checked} == {"Deployment", "PersistentVolumeClaim", "Service"}
+    assert {one["kind"] for one in checked} == {"Deployment", "Job", "PersistentVolumeClaim", "Service"}
     for one in checked:
         kubernetes_validate.validate(one, desired_version="1.31", strict=True)
 
