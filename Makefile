@@ -37,9 +37,11 @@ demo test test-all matrix odoo-tests soak bench up: PACKAGES += debian-archive-k
 test-all: PACKAGES += iproute2
 matrix: PACKAGES += $(if $(TREES),,git)
 bench: PACKAGES += wrk
-fresh: PACKAGES += mmdebstrap
+fresh containers: PACKAGES += mmdebstrap
+containers: PACKAGES += podman podman-compose runc containernetworking-plugins catatonit iptables iproute2 openssl git \
+	golang-github-containernetworking-plugin-dnsname procps
 
-.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh bench mutants lint lint-python lint-addon lint-texts readme up tools clean
+.PHONY: help packages demo unit simulate test test-all matrix odoo-tests soak fresh containers bench mutants lint lint-python lint-addon lint-texts readme up tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +80,9 @@ soak: $(TOOLS_STAMP) ## random faults for MINUTES=10, many clients: is anything 
 fresh: $(TOOLS_STAMP) ## "demo" and "test" in minimal systems of Debian, as a newcomer has them; as root
 	@exec $(TOOLS_PYTHON) -m tools.fresh $(ARGS)
 
+containers: $(TOOLS_STAMP) ## demo/compose.yaml and parts of docs/kubernetes.yaml in containers, with Podman; as root
+	@exec $(TOOLS_PYTHON) -m tools.containers $(ARGS)
+
 bench: $(TOOLS_STAMP) ## measure the addon and its alternatives side by side; QUICK=1: few samples
 	@exec $(TOOLS_PYTHON) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
@@ -106,6 +111,7 @@ lint-addon: $(TOOLS_STAMP) $(PYLINT_7_STAMP)
 lint-texts: $(TOOLS_STAMP)
 	@# What a program has made a table of may be wider. It finds the exception for absolute paths only.
 	$(TOOLS)/bin/doc8 --quiet --no-sphinx --max-line-length 120 --ignore-path-errors 'docs/matrix.rst;D001' \
+		--ignore-path-errors 'docs/containers.rst;D001' \
 		*.rst $(CURDIR)/docs benchmarks/README.rst tests/README.rst tests/simulation bus_alt_connection
 	$(TOOLS_PYTHON) -m tools.readme --check
 
