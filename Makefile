@@ -52,7 +52,7 @@ demo: $(TOOLS_STAMP) ## see the problem, and the addon solve it, on real servers
 	@exec $(TOOLS_PYTHON) -m demo $(ARGS)
 
 unit: $(TOOLS_STAMP) ## run the tests that need no server, in seconds (ARGS="..." goes to pytest)
-	@exec $(TOOLS_PYTHON) -m pytest -n $(JOBS) tests/unit $(ARGS)
+	@exec $(TOOLS_PYTHON) -m pytest tests/unit $(ARGS)
 
 simulate: $(TOOLS_STAMP) ## simulated servers, processes and faults for a minute, or MINUTES=10; ARGS="--seed N": a trace
 	@exec $(TOOLS_PYTHON) -m tests.simulation $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(MINUTES),--minutes "$(MINUTES)") $(ARGS)
