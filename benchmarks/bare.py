@@ -15,7 +15,7 @@ from stack.stack import ADDON
 
 CHANNEL = "imbus"
 _SENDERS = 4
-# Seconds that a thousand backends may take to read what was sent.
+# Seconds for a thousand backends to read all notifications.
 _DEADLINE = 120
 # Bytes, enough for a notification with a token.
 _TAIL = 200

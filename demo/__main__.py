@@ -23,9 +23,9 @@ from . import report, trial
 _INTRODUCTION = """\
 Odoo behind PgBouncer, without and with the addon bus_alt_connection
 
-Chat messages and notifications appear in Odoo's browser pages at once. For that PostgreSQL is
-the bell: who has something new says NOTIFY to it, and an Odoo process that has said LISTEN to it
-passes the message on.
+Chat messages and notifications appear in Odoo's browser pages at once, because PostgreSQL passes
+them on: Odoo sends a NOTIFY for each new message, and the Odoo process that executed LISTEN
+receives it and tells the browsers.
 
 Behind PgBouncer in transaction mode that is broken. A LISTEN belongs to one connection of
 PostgreSQL, but PgBouncer takes this connection back right after the LISTEN and lends it to others.

@@ -42,7 +42,7 @@ def network():
             _ip(namespace, "address", "add", host + "/24", "dev", "cable")
             _ip(namespace, "link", "set", "lo", "up")
             _ip(namespace, "link", "set", "cable", "address", card, "up")
-            # Otherwise it would ask who has the address, and take silence for an answer.
+            # Otherwise Linux would ask the other end for its hardware address, and report an error without an answer.
             _ip(namespace, "neighbour", "replace", other_host, "lladdr", other_card, "nud", "permanent", "dev", "cable")
         yield Network(near, far)
 

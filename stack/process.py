@@ -41,7 +41,7 @@ def _end_after_us(group, folder):
 
     :return: the process that does so, to be killed where it is not needed any more
     """
-    # In a session of its own, lest Ctrl-C in the terminal reaches it.
+    # It has a session of its own, so that Ctrl-C in the terminal does not reach it.
     command = ["sh", "-c", _GUARD, "sh", str(group), folder]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, stdin=subprocess.PIPE, **quiet, start_new_session=True)

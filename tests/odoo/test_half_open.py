@@ -1,4 +1,4 @@
-"""A path that dies without a word: packets vanish, and nobody is told."""
+"""A path that drops all packets silently: neither end gets an error."""
 
 import time
 

@@ -27,7 +27,7 @@ WRONG = {
     "IMDISPATCHER_DB_DBNAME": "postgresql://odoo:%s@127.0.0.1/x" % ENCODED_PASSWORD,
     "IMDISPATCHER_CHECK_INTERVAL": "soon",
     "ODOO_IMDISPATCHER_DB_PROT": "5432",
-    # Of libpq 18, which is newer than that of Odoo's psycopg2.
+    # A keyword of libpq 18, which is newer than the libpq of Odoo's psycopg2.
     "IMDISPATCHER_DB_OAUTH_ISSUER": "a",
 }
 
@@ -56,7 +56,7 @@ def stack(variant, certificates):
 
     options = ["--log-handler=odoo.addons.bus_alt_connection:DEBUG"]
     pooled = {"user": "pooled", "password": POOLER_PASSWORD}
-    # With a filter Odoo 14.0 has no answer while the pooler is away, see test_health.
+    # With a dbfilter, Odoo 14.0 does not answer while the pooler is down, see test_health.
     conf = {"dbfilter": None}
     with Stack(
         *variant, environment=environment, conf=conf, jobs=False, options=options, pooler_options=pooled

@@ -62,7 +62,7 @@ def ways(stack, pattern, since=0):
 
 
 @pytest.mark.matrix
-@pytest.mark.variants("14.0-threaded", "19.0-prefork", before=19.1)  # from 19.1 on there is one of Odoo's own
+@pytest.mark.variants("14.0-threaded", "19.0-prefork", before=19.1)  # 19.1 and later have Odoo's own option
 def test_all_that_odoo_does_on_postgres_is_done_on_a_system_database_of_ones_own(stack):
     assert stack.server.value("SELECT has_database_privilege(%s, 'postgres', 'CONNECT')", (USER,)) is False
     triggers = series_number(stack.series) >= 15

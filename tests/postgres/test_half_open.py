@@ -1,4 +1,4 @@
-"""A path that dies without a word: how soon both ends notice."""
+"""A path that drops all packets silently: how soon both ends notice."""
 
 import contextlib
 import time

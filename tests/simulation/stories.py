@@ -78,7 +78,7 @@ def locked_database_delays_no_other_while_polling(addon):
 
 @_story
 def locked_databases_do_not_delay_checks(addon):
-    """While bus_bus of a database is locked, a path that dies without a word is noticed within check_interval."""
+    """While bus_bus of a database is locked, a path that fails silently is noticed within check_interval."""
     worst = 0.0
     for moment in range(0, 40, 4):
         world = _begin(addon, [GEVENT], settle=30, check_interval=6)
