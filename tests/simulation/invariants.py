@@ -43,7 +43,7 @@ class Watch:
         self.worst = {}
         #: (process, loop) -> {what it waits for: Sent}
         self._waiting = {}
-        #: process -> how often its bus loop received each channel
+        #: process -> how often its bus loop, or an earlier one, received each channel
         self._received = collections.defaultdict(collections.Counter)
         #: number of the last message that may come twice
         self.counts_duplicates_after = math.inf
@@ -70,8 +70,6 @@ class Watch:
     def loop_begins(self, odoo, loop):
         kernel.K.note("the loop %s begins" % loop)
         self._waiting[odoo, loop] = {}
-        if loop == "bus":
-            self._received[odoo].clear()
 
     def loop_ends(self, odoo, loop):
         self._waiting.pop((odoo, loop), None)

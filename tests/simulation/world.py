@@ -330,7 +330,7 @@ class World:
         """All faults have ended; end what they have left, and have as many processes as before."""
         for process in list(self.kernel.processes):
             if isinstance(process, Odoo):
-                process.busy.clear()
+                process.busy = {loop: min(until, self.now) for loop, until in process.busy.items()}
             else:
                 process.kill()
         while len(self.odoos) < len(self.processes):
