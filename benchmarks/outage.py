@@ -8,6 +8,7 @@ import time
 
 import psycopg2
 
+from stack.sender import Flow
 from stack.waiting import wait_until
 
 from .contenders import new_stack, start, wait_for_push
@@ -66,6 +67,7 @@ class _Trial:
 
     def __init__(self, stack, exits):
         self._stack = stack
+        self._numbers = itertools.count()
         self._lone, self._flow = _Client(stack, "lone", exits), _Client(stack, "stream", exits)
 
     def repeat(self, fault, times, asleep):
@@ -85,7 +87,13 @@ class _Trial:
         over = time.monotonic()
         lone = "lone %f" % over
         self._lone.send(lone)
-        with _Stream(self._stack, self._flow.channel, asleep) as stream:
+
+        def interval():
+            if time.monotonic() - over > _FAST_FOR:
+                asleep.set()
+            return _SLOW if asleep.is_set() else _FAST
+
+        with Flow(self._stack.sender(), self._flow.channel, interval, self._numbers) as stream:
             first = min(wait_until(lambda: self._arrived(stream), _LONGEST, "a push", 0.01, self._stack.odoo.log_tail))
         self._flow.has_all(stream.sent, 5)
         by_itself = self._lone.has_all([lone], 3)
@@ -152,38 +160,3 @@ class _Client:
         for received in list(self._client.received):
             found.setdefault(received.message, received.at)
         return found
-
-
-class _Stream(threading.Thread):
-    """Send numbers to a channel as long as the block lasts, whatever happens.
-
-    :param slow: an event that is set once it becomes slow
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, stack, channel, slow):
-        super().__init__(daemon=True)
-        #: number -> monotonic second
-        self.sent = {}
-        self._stack, self._channel = stack, channel
-        self._slow = slow
-        self._done = threading.Event()
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._done.set()
-        self.join()
-
-    def run(self):
-        began = time.monotonic()
-        with contextlib.closing(self._stack.sender()) as sender:
-            while not self._done.wait(_SLOW if self._slow.is_set() else _FAST):
-                if time.monotonic() - began > _FAST_FOR:
-                    self._slow.set()
-                number = next(self._numbers)
-                with contextlib.suppress(psycopg2.Error):  # there may be no server, and then nothing was sent
-                    self.sent[number] = sender.send(self._channel, number).at

@@ -8,7 +8,7 @@ several may run at a time; slow ones have a long deadline, and few may run at a 
 a look-up that failed or took long, the next one of that database is slow. After many
 failures, as when the pooler itself is down, look-ups are rare until one succeeds.
 
-Only conclusive evidence ends a pending look-up without an answer, see `Backlog.forget`.
+Without an answer, only conclusive evidence (see `Backlog.forget`) or `PENDING_FOR` seconds end a pending look-up.
 """
 
 import collections
@@ -54,15 +54,14 @@ UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
 # need cursors. The portions are larger if there would be more than MOST_PORTIONS.
 PORTION, PAUSE, MOST_PORTIONS = 10, 0.2, 50
 
-#: ``since``: `Mark` from which on rows may have been missed; ``overlap``: whether to go further back by date as well;
-#: ``added``, ``due``: monotonic seconds; ``delay``: seconds to wait if it fails; ``error``: why it failed last,
-#: or None; ``failing``: since when, monotonic seconds; ``too_slow``: how often the server could not read all rows in
-#: time
+#: ``since``: the `Mark` after which rows may have been missed; ``overlap``: whether to go further back by date as well;
+#: ``added``, ``due``: monotonic seconds; ``delay``: seconds to wait if it fails; ``error``: why it failed last, or
+#: None; ``failing``: since when, monotonic seconds; ``too_slow``: how often the server could not read all rows in time
 _Pending = collections.namedtuple("_Pending", "since overlap added due delay error failing too_slow")
 
 
 class Databases(set):
-    """The databases that Odoo has used, and when. The set itself has those added since the last `last_used`.
+    """The databases that Odoo has used, and when. The set itself has those added since the last call of `last_used`.
 
     ``add(name)`` is inherited from set, since it has to be fast: any thread of Odoo may call it for each new cursor.
     """
@@ -106,7 +105,7 @@ class Backlog(object):
         self._marks = {}
         #: database -> the server's own name for it and the server's start time, as of the last look-up
         self._reached = {}
-        #: database -> monotonic seconds of its last look-up that succeeded, and seconds that it took
+        #: database -> monotonic seconds at which its last successful look-up began, and the seconds that look-ups take
         self._asked = {}
         #: database -> seconds that its last look-up took
         self._took = {}
@@ -144,7 +143,7 @@ class Backlog(object):
             pending = self._pending.get(database) or self._new(database, now, now)
             if afresh or pending.error is None:
                 pending = pending._replace(due=min(pending.due, now))
-            # By the new tuple, `_finish` sees that a look-up under way began before this call, and plans another.
+            # The new tuple shows `_finish` that a look-up under way began before this call, so that it plans another.
             self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
 
     def poll(self, last_used, interval, now):
@@ -304,7 +303,7 @@ class Backlog(object):
             self._in_flight.pop(database, None)
 
     def _asking(self, database, pending, timeout, now):
-        """A task: return the channels that got rows, and the `Mark` that this sets, or None."""
+        """A task: return the channels that have new rows, and the new `Mark`, None if there is no bus_bus."""
         opened = yield from self._opening(database)
         with contextlib.closing(opened):
             found = yield from lookup.looking_up(opened, pending.since, pending.overlap, timeout, now)

@@ -55,7 +55,7 @@ _LISTENS = (
     " pg_catalog.date_part('epoch', backend_start), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
     " FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
 )
-# Selects the maximum of connections, how many of these are reserved for superusers, and how many are in use.
+# Selects the maximum number of connections, how many of these are reserved for superusers, and how many are in use.
 _CAPACITY = (
     "SELECT pg_catalog.current_setting('max_connections')::pg_catalog.int4,"
     " pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4,"
@@ -76,7 +76,7 @@ def main(arguments=None):
     problems = ["ERROR: " + text for text in configured.errors] + ["WARNING: " + text for text in configured.warnings]
     pooled = _examine_all("ordinary", own, problems)
     direct = None
-    # Without configuration, listeners go where Odoo's cursors go, whose problems have been reported already.
+    # Without configuration, listeners use the same address as Odoo's cursors. What is wrong with it has been reported.
     if not configured.refused and (configured.configured or pooled):
         direct = _examine_all("direct", configured.parameters(own), problems, pooled)
     if pooled:
@@ -128,8 +128,8 @@ def read(arguments, environ):
         option, variable = "db_" + keyword, "PG" + keyword.upper()
         value, of_file, of_env = getattr(given, option, None), options.get(option), environ.get(variable)
         if not value and of_file and of_env and of_file not in (of_env, "prefer"):
-            text = "%s and %s of odoo.conf differ: Odoo 19.0 uses the former, earlier series use the latter. Unset one"
-            parser.exit(2, (text + " of them, or pass the value as --db_host or the like\n") % (variable, option))
+            text = "%s and %s of odoo.conf differ: Odoo 19.0 uses the former, earlier series the latter. Unset one\n"
+            parser.exit(2, text % (variable, option))
         own[keyword] = value or of_env or of_file
     return path, options, own, configured
 

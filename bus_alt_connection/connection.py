@@ -25,7 +25,7 @@ from .settings import address
 CONNECT_TIMEOUT = 5.0
 # Seconds for one statement.
 QUERY_TIMEOUT = 5.0
-# Whole seconds for each step of `keeping_session`.
+# Whole seconds for each step of a quick test, such as `keeping_session`.
 PROBE_TIMEOUT = 1
 # A path that breaks silently is noticed after 15 + 3 * 5 seconds while it is idle, and after 10
 # while data is on the way. In seconds; tcp_user_timeout in milliseconds.
@@ -34,9 +34,9 @@ if extensions.libpq_version() >= 120000:
     KEEPALIVES["tcp_user_timeout"] = 10000
 
 # An unqualified name can mean an object that another user has put into schema public, if it matches the types of the
-# arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements, or first
-# sets a search_path of pg_catalog, as `lookup` does. "extract" needs no schema: PostgreSQL looks for it in pg_catalog
-# only.
+# arguments better than PostgreSQL's own (CVE-2018-1058). So the addon qualifies each name in its statements (except an
+# ODOO_NOTIFY_FUNCTION, which Odoo calls in the same way), or first sets a search_path of pg_catalog, as `lookup` does.
+# "extract" needs no schema: PostgreSQL looks for it in pg_catalog only.
 PID = "SELECT pg_catalog.pg_backend_pid()"
 # The last column identifies the server: a restarted server or a promoted copy has another start time.
 _FACTS = PID + (
@@ -60,13 +60,12 @@ Facts = collections.namedtuple("Facts", "address backend_pid pooled standby data
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
-    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and
-    `examining` do the same as tasks (see `tasks`): with them, one thread waits for several connections.
+    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and `examining` are
+    the same in the form of tasks (see `tasks`), with which one thread can wait for several connections.
 
-    A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has
-    passed. The connection is unusable then, and methods may also raise ``InterfaceError``. No message of a
-    ``psycopg2.Error`` has a password or more than one line; ``sqlstate`` is the server's
-    code, or None.
+    A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has passed. The connection
+    is unusable then, and methods may also raise ``InterfaceError``. No message of a ``psycopg2.Error`` has a password
+    or more than one line. If the server sent the error, ``sqlstate`` is its code.
     """
 
     #: if true, the connection is given up, and no method waits for an answer any longer; any thread may set it
@@ -190,14 +189,14 @@ class Connection(object):
 def connect(parameters, session_type=Connection, last=()):
     """Return a `Connection`, or a ``session_type``, to the first of `attempts` that succeeds.
 
-    Addresses in the sequence ``last`` are tried last, in that order. Raises ``psycopg2.OperationalError``
-    with the error of each address; its attribute ``reasons`` is the list of these errors.
+    Addresses in the sequence ``last`` are tried last, in that order. Raises ``psycopg2.OperationalError`` with the
+    error of each address; its attribute ``reasons`` is the list of these errors, if there was an address to try.
     """
     return tasks.finish(opening(parameters, session_type, last))
 
 
 def opening(parameters, session_type=Connection, last=()):
-    """A task: `connect`. Only the resolution of host names may block."""
+    """A task: `connect`. Only the resolution of host names may block, and `Connection.prepare`."""
     reasons = []
     problems = []
     order = {known: number for number, known in enumerate(last)}
@@ -220,9 +219,9 @@ def place(parameters):
 def attempts(parameters):
     """Return a list of libpq keywords, one element for each address of each host.
 
-    libpq would spend one deadline on all addresses of a name. As in libpq, one port may apply to all hosts.
-    Raises ``psycopg2.OperationalError`` if the numbers of hosts, addresses and ports do not match, or if no
-    name can be resolved.
+    When libpq connects without blocking, one deadline would have to do for all addresses of a name. As in libpq, one
+    port may apply to all hosts. Raises ``psycopg2.OperationalError`` if the numbers of hosts, addresses and ports do
+    not match, or if no name can be resolved.
     """
     # An empty value would override that of a service or PGHOST.
     own = dict(KEEPALIVES, **{keyword: value for keyword, value in parameters.items() if value not in (None, "")})

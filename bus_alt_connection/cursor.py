@@ -6,8 +6,8 @@ Such a listener executes LISTEN on a cursor of Odoo, selects on the cursor's con
 ``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` derives
 the class of such a cursor from Odoo's own; its connection is a `ListeningConnection`.
 
-- LISTEN and UNLISTEN go to the listener of the process. They need a pooled connection only if
-  they have parameters or are not a ``str``.
+- LISTEN and UNLISTEN go to the `listener.Listener` of the process. They need a pooled connection only if they have
+  parameters or are not a ``str``.
 - All other statements run on a pooled connection, as on an ordinary cursor. The first such
   statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without one. Until LISTEN is
   executed, the cursor keeps this connection, as ordinary cursors do; from then on, only until the
@@ -43,15 +43,15 @@ _LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\
 # Odoo executes this before LISTEN. The addon's listener is connected to a primary or waits for one, so the answer
 # "false" needs no connection. Thus a cron thread can open its cursor during an outage.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
-# Odoo's own channels. The supervisor looks up what was sent on them during a gap, so their listeners miss nothing.
+# Odoo's own channels. After a gap, the supervisor looks up what the bus missed and wakes cron, so both miss nothing.
 CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 
 
 class Feed(object):
     """A selectable queue of notifications, which looks like a psycopg2 connection.
 
-    Any thread may call `put` and `interrupt`. The listener's thread calls `tell`, and Odoo's thread calls
-    the other methods. No method of this class waits for another thread, so a finalizer may call `close` at any
+    Any thread may call `put` and `interrupt`. The listener's thread calls `tell`, and Odoo's thread calls the other
+    methods. No method of this class waits long for another thread, see `Waker`, so a finalizer may call `close` at any
     time.
     """
 
@@ -68,8 +68,8 @@ class Feed(object):
         self._waker = Waker()
         #: channel -> number of the last LISTEN that was in force, see `tell`
         self._numbers = {}
-        #: the channels at the last commit, if it returned before LISTEN was in force on all of them; `tell` removes
-        #: those that are in force by now
+        #: the feed's channels, if the last commit returned before LISTEN was in force on all of them; `tell` removes
+        #: each one once it is in force
         self._relied_on_early = set()
 
     def put(self, notifications):
@@ -90,8 +90,8 @@ class Feed(object):
     def interrupt(self, reason):
         """Have `poll` raise ``psycopg2.OperationalError(reason)`` once, and wake the thread that selects.
 
-        Notifications that were put before are delivered by an earlier `poll`, later ones by a later `poll`. Several
-        interruptions in a row raise one error.
+        Notifications that were put before this call are delivered by a `poll` before the one that raises, later ones by
+        a `poll` after it. Several interruptions in a row raise one error.
         """
         if self.closed or isinstance(self._last_pending(), psycopg2.Error):
             return
@@ -101,8 +101,8 @@ class Feed(object):
     def tell(self, facts, numbers):
         """Interrupt if LISTEN was lost and is in force again, since notifications in between are lost.
 
-        ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN.
-        Odoo's own channels have no gaps, since the supervisor looks up what was sent on them.
+        ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Odoo's
+        own channels have no gaps, see `CAUGHT_UP`.
         """
         channels = self.channels
         kept = {name: number for name, number in self._numbers.items() if name in channels}
@@ -115,7 +115,7 @@ class Feed(object):
             self.interrupt("the connection was replaced: notifications on channels other than Odoo's may be lost")
 
     def rely(self, is_in_force):
-        """Record that commit is returning, after which Odoo's loop relies on the channels.
+        """Record that commit is about to return. From then on, Odoo's loop relies on the channels.
 
         ``is_in_force``: whether LISTEN is in force on all channels of the feed.
         """

@@ -16,7 +16,7 @@ _of_parent = weakref.WeakSet()
 
 
 def close_in_children(resource):
-    """Close the descriptor ``resource.fileno()`` in every child forked from now on, with Python 3.7 or newer."""
+    """In every child forked from now on, close what ``resource.fileno()`` refers to, with Python 3.7 or newer."""
     _of_parent.add(resource)
 
 

@@ -5,8 +5,8 @@
 `Listener.run` is a loop: connect, serve the session until it ends, pause. It guarantees:
 
 - While one session lasts, each notification on a feed's channels is given to that feed once,
-  in the order of the server, from the moment when LISTEN is in force. Left out are those that
-  Odoo can't read, and those for which the feed has no room.
+  in the order of the server, from the moment when LISTEN is in force. Those that Odoo can't read are left out, and so
+  are those for which the feed has no room.
 - A lost session is replaced, at once unless sessions were lost very often (see `Backoff`).
   The supervisor looks up what was sent in between, see `catchup`. Feeds on channels that
   catch-up does not cover are told of the gap.
@@ -17,24 +17,23 @@ payload. A session that has received one is *confirmed*. See `supervisor`.
 
 Locks. A thread that holds a lock of this list waits only for locks further down in it:
 
-1. ``patch._Process.lock``: held during ``patch.install``, in which the holder may also wait for log
-   handlers and for the network; and during ``patch._start_listening``, by a thread of Odoo that
-   executes its first LISTEN, until a new listener's threads run.
+1. ``patch._Process.lock``: held during ``patch.install``, which may also wait for log handlers and
+   for the network; and, at the first LISTEN of a cursor, during ``patch._start_listening``, until a
+   new listener's threads run.
 2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for a few
    statements; ``threads._locks`` also until a new thread runs. No thread waits for one of these locks
    while it holds another of them.
 3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
-   the set of feeds. The listener, the supervisor and threads of Odoo wait for its notifications.
-   It comes last, since the garbage collector may run a finalizer, which removes a feed, in a
-   thread that holds any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for
-   their lock. The finalizer of a listening cursor takes the lock of Odoo's pool too, as that of any
-   cursor of Odoo does.
+   the set of feeds. The listener, the supervisor and threads of Odoo wait on this condition. It comes last, since the
+   garbage collector may run a finalizer, which removes a feed, in a thread that holds any other lock. For the same
+   reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a listening cursor takes the lock
+   of Odoo's pool too, as that of any cursor of Odoo does.
 
-All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is
-atomic: the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`,
-`patch`, `log` and `sharing`, of which other threads iterate over copies; and the attributes of a
-session. The supervisor writes some of these; `wake` then makes the loop look at them. A change that
-takes several operations is not atomic; see `catchup.Backlog`, which several supervisors may change.
+All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is atomic. This concerns
+the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`, `patch`, `log` and `sharing`,
+which other threads copy before they iterate; and the attributes of a session. The supervisor writes some of these;
+`wake` then makes the loop look at them. A change that takes several operations is not atomic; see `catchup.Backlog`,
+which several supervisors may change.
 """
 
 import contextlib
@@ -58,10 +57,10 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two attempts to connect, after an attempt that failed or a loss for which the budget of immediate
-# ones has nothing left: at first, and at most. The delay doubles each time.
+# Seconds between two attempts to connect, after an attempt that failed, or after a loss when no immediate reconnect is
+# left: the first delay, and the longest. The delay doubles each time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# How many lost sessions may be replaced without delay, and how many seconds add one to that number, see `Backoff`.
+# How many lost sessions may be replaced without delay, and after how many seconds one more may be, see `Backoff`.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
 # A session that lasted this many seconds proves that the server worked.
 STEADY = 2.0
@@ -94,8 +93,8 @@ class Listener(object):
     - ``channels``: a set of names
     - ``put(notifications)``, which returns for how many of them the feed had no room
     - ``tell(facts, numbers)``, which is called with the `connection.Facts` on the session and the
-      feed's channels that are in force, each with the number of its LISTEN; with None and an
-      empty dictionary while there is no session
+      feed's channels that are in force, each with the number of its LISTEN; with None and an empty dictionary while
+      there is no session that is trusted
     - ``local``: False if the feed is another process that follows this one, see `sharing`
 
     Other threads may read these attributes. ``changed`` is notified when one of them changes:
@@ -106,7 +105,7 @@ class Listener(object):
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
-    - ``dropped``: how often notifications, some of them of the bus, did not fit into all feeds
+    - ``dropped``: how often a feed had no room for all of a batch of notifications, some of them of the bus
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None, counters=None):
@@ -364,7 +363,7 @@ class Listener(object):
         self.wake()
 
     def wait_for_listen(self, feed, timeout):
-        """Wait until LISTEN is in force for ``feed``, connecting has failed, or ``timeout`` seconds are over.
+        """Wait until LISTEN is in force for ``feed`` or connecting has failed, at most ``timeout`` seconds.
 
         Return whether it is in force.
         """
@@ -390,7 +389,7 @@ class Listener(object):
         return frozenset().union(*(feed.channels for feed in self._all_feeds() if feed.local))
 
     def wait(self, condition, timeout):
-        """Wait at most ``timeout`` seconds until ``condition()`` is true or the listener closed.
+        """Wait at most ``timeout`` seconds until ``condition()`` is true or the listener is closed.
 
         Return what ``condition()`` returns then.
         """
@@ -600,8 +599,8 @@ class DirectSession(Session, connection.Connection):
             text = "nothing arrives from %s any more, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
         # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. If the
-        # address leads to a different server, a pooler proves nothing: the server alone explains the missing token,
-        # and the pooler may well keep the connection for us.
+        # address leads to a different server, that alone explains the missing token. A pooler in between may well keep
+        # the connection for us.
         pooled = leaked or (facts.pooled and facts.started == sender.started)
         if not pooled:
             pooled = (yield from connection.keeping_session(self.parameters)) is False

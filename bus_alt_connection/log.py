@@ -18,7 +18,8 @@ _logger = logging.getLogger(__name__)
 REMINDER = 60.0
 # Seconds that a line waits in a `Journal` unless all is calm: reconnecting, checking and catching up come first.
 LOG_DELAY = 0.5
-# Lines that a `Journal` keeps. More of them wait only if a log handler blocks for long.
+# Lines that a `Journal` keeps. When it is full, the oldest is dropped. It fills up only if a log handler blocks for
+# long.
 LONGEST_JOURNAL = 1000
 
 #: libpq keywords whose values are shown to nobody
@@ -61,8 +62,8 @@ Event = collections.namedtuple("Event", "kind session reason at")
 class Journal(object):
     """Log lines of threads that must not wait for a log handler, which may block for seconds.
 
-    Any thread may add lines. One thread, the supervisor's, calls `write`. ``outages`` is an `OutageLog`.
-    Calling a journal with an `Event` plans a call of ``outages`` with that event.
+    Any thread may add lines. One thread, the supervisor's, calls `write`. ``outages`` is an `OutageLog`. Calling a
+    journal with an `Event` queues a call of ``outages`` with that event.
     """
 
     def __init__(self, outages):
@@ -73,7 +74,7 @@ class Journal(object):
         self.add(self._outages, event)
 
     def add(self, write, *args):
-        """Queue a call of the function ``write`` with ``args``, which the method `write` makes. Returns at once."""
+        """Queue the call ``write(*args)``. The method `write` makes it later."""
         self._entries.append((time.monotonic() + LOG_DELAY, write, args))
 
     @property
@@ -102,6 +103,7 @@ class OutageLog(object):
         self._counters = counters
         self._began = None
         self._reminded_at = None
+        #: how many attempts of this outage have failed
         self._attempts = 0
         self._reasons_logged = set()
         self._listened_before = False
@@ -120,8 +122,9 @@ class OutageLog(object):
         first = self._began is None
         if first:
             self._began = self._reminded_at = event.at
-            self._attempts = 0 if event.session else 1
-        self._attempts += 1
+            self._attempts = 0
+        if event.session is None or not first:
+            self._attempts += 1
         if event.kind == UNHEARD and event.reason not in self._reasons_logged:
             # Each reason is logged at once: an operator has to do something about it.
             self._reasons_logged.add(event.reason)
@@ -145,7 +148,8 @@ class OutageLog(object):
             seconds = event.at - self._began
             self._counters["outages"] += 1
             self._counters["outage_seconds"] = round(self._counters["outage_seconds"] + seconds, 3)
-            outage = "; it took %.2f s and %d attempt(s). %s" % (seconds, self._attempts, _TOTALS % self._counters)
+            outage = "; the outage took %.2f s and %d attempt(s). %s"
+            outage %= seconds, self._attempts + 1, _TOTALS % self._counters
             again = " again" if self._listened_before else ""
         through = "at" if session.leader_pid is None else "through"
         text = "listening%s on %s %s %s (database %s, backend pid %d), confirmed in %.1f ms%s"

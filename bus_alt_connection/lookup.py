@@ -15,10 +15,10 @@ import psycopg2
 
 from .payload import quote
 
-# Extra seconds by which a look-up goes back by date when transaction ids prove nothing: at the start, and
-# after a failover, which may have set them back.
+# If transaction ids prove nothing, a look-up selects rows by date, and from this many seconds earlier: at the start,
+# and after a failover, which may have lowered the ids.
 OVERLAP = 60.0
-# How many rows with higher ids are assumed, at most, to become visible before a row does.
+# The assumed maximum of rows with higher ids that become visible before a given row does.
 LATE_ROWS = 100000
 # Rows beyond `LATE_ROWS` that a look-up reads at first, and the factor by which it goes further back.
 NEW_ROWS, FURTHER = 10000, 10
@@ -31,7 +31,8 @@ NEW_ROWS, FURTHER = 10000, 10
 # query finds the table by name, with the configured path; then everything else has pg_catalog as its path.
 # pg_temp is named last, or PostgreSQL would search it first.
 #
-# Unlike set_config(), SET LOCAL calls no function. Some poolers would send "BEGIN READ ONLY" to a standby.
+# Unlike set_config(), SET LOCAL calls no function. The transaction becomes read-only this way because some poolers
+# would send "BEGIN READ ONLY" to a standby.
 _BEGIN = """
     BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL transaction_read_only = on; SET LOCAL row_security = off;
     SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; SET LOCAL search_path TO DEFAULT
@@ -114,7 +115,7 @@ Found = collections.namedtuple("Found", "channels mark database")
 
 
 def looking_up(opened, since, overlap, timeout, now):
-    """A task: return what database ``opened`` got since the `Mark` ``since``, as `Found`.
+    """A task: return, as `Found`, what was added to the database of ``opened`` after ``since``, a `Mark`.
 
     ``overlap``: whether to go further back by date as well; ``timeout``: seconds for each statement in the server;
     ``now``: monotonic seconds. Raises ``psycopg2.Error``.
@@ -170,7 +171,7 @@ def _finding(opened, timeout):
 
 
 def _reading(opened, table, since, overlap, timeout, now):
-    """A task: return the channels that got rows in ``table``, and the `Mark` that this sets."""
+    """A task: return the channels that have new rows in ``table``, and the new `Mark`."""
     query = _MISSED.replace("TABLE_NAME", table.replace("%", "%%"))
     # The query reads the known rows again.
     rows = NEW_ROWS + len(since.known)

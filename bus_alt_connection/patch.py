@@ -1,16 +1,15 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Patch Odoo so that a cursor that executes LISTEN bypasses the pooler from then on.
+"""Patch Odoo so that LISTEN, and what arrives because of it, bypasses the pooler.
 
-Each cursor of ``sql_db`` checks how its statements begin. With a LISTEN it becomes a listening
-cursor, see `cursor`. This applies to the bus and cron of all series, and to other addons. The
-jobs that a cron thread runs have other cursors, which stay on the pooler.
+Each cursor of ``sql_db`` checks how its statements begin. If one of them is a LISTEN, the cursor becomes a listening
+cursor, see `cursor`. This applies to the bus of all series, to cron from 15.0 on, and to other addons. The jobs that a
+cron thread runs have other cursors, which stay on the pooler.
 
-Odoo's own listeners have to start even while the pooler is down. They open their cursor in
-the very function that executes LISTEN. So if one of the constants of the calling function is
-a LISTEN statement, its cursor is a listening cursor from the start, which needs no connection
-until it executes another statement. If a system database is configured, connections to
-``postgres`` go to it instead.
+Odoo's own listeners have to start even while the pooler is down. They open their cursor in the very function that
+executes LISTEN. So if the function that opens a cursor has a LISTEN statement among its constants, the cursor is a
+listening cursor from the start. It needs no connection until it executes a statement other than LISTEN. If a system
+database is configured, connections to ``postgres`` go to it instead.
 
 On its way from PostgreSQL to Odoo's loop a notification passes::
 
@@ -20,7 +19,7 @@ If another process is the leader, these come between the first two::
 
     listener.Listener -> sharing.Follower -> sharing.FollowerSession
 
-`supervisor.Supervisor` makes sure that none is missed. When all is well, the log has::
+`supervisor.Supervisor` looks up what was missed. When all is well, the log has::
 
     listeners go to db-01:5432, all other cursors to pgbouncer:6432
     listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms

@@ -19,11 +19,11 @@ _ASCII_TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 def readable(payload, series):
     """Return ``payload``, of `BUS_CHANNEL`, in a form that Odoo can read; None if Odoo can't read it.
 
-    Odoo's bus takes a JSON list of channels, and stops when it reads anything else: for 50 s in 19.1
-    and older, for 20 to 30 s in newer series. A channel is a string or a flat list, neither of them empty. After
-    ``series`` 19.1, the first element of a channel may be a list as well: Odoo's master branch sends
-    pairs of a channel and a number, and its dispatcher ignores them. The dispatcher turns a channel
-    into a tuple, but not the lists inside it. A list in any other place can't be hashed and would stop the bus.
+    Odoo's bus takes a JSON list of channels, and stops when it reads anything else: for 50 s in 19.1 and older, for 20
+    to 30 s in newer series. A channel is a string or a flat list, neither of them empty. After ``series`` 19.1, the
+    first element of a channel may be a list as well: Odoo's master branch sends pairs of a channel and a number, which
+    do its dispatcher no harm. The dispatcher turns a channel into a tuple, but not the lists inside it. A list in any
+    other place can't be hashed and would stop the bus.
 
     The payload is encoded again, since the JSON libraries of the series tolerate different errors.
     """

@@ -1,6 +1,6 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Read from the environment and odoo.conf where the listeners connect.
+"""Read the options for the listeners' connection from the environment and odoo.conf.
 
 Each option is looked up in this order; an empty value counts as unset:
 
@@ -14,9 +14,9 @@ see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWOR
 
 ``NAME``, which some versions of OCA's addon use, means ``DBNAME``.
 
-Options of the connection fail closed: the wrong one may be the one that protects it, so no
-listener connects until it is corrected. libpq checks most values when it connects. A wrong value of
-one of the addon's own options is replaced, see `_IF_WRONG`.
+Options of the connection fail closed: a wrong option may be the one that protects the connection, so no listener
+connects until that option is corrected. libpq checks most values when it connects. A wrong value of one of the addon's
+own options is replaced, see `_IF_WRONG`.
 """
 
 import difflib
@@ -214,7 +214,7 @@ def _problem(keyword, value):
     """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
-    # The server's messages would quote such a value as a name. They truncate it, so `redact` may miss the password.
+    # The server's messages would quote a URI or DSN as a name, and truncate it, so `redact` may miss its password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in separate options."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):

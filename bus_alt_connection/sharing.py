@@ -249,7 +249,6 @@ class FollowerSession(Session):
         self.rank = rank
         self._in_force = frozenset()
         self._arrived = []
-        self._closed_by_leader = False
         with _closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as self._socket:
             close_in_children(self._socket)
             self.fileno = self._socket.fileno
@@ -303,7 +302,7 @@ class FollowerSession(Session):
     def _expect_another_heartbeat(self):
         """Give a silent leader a moment once; after that, raise ``psycopg2.OperationalError``.
 
-        If this process itself ran late, the machine may be busy or was suspended. In that case the leader
+        If this process itself ran late, the machine may be busy, or may have been suspended. In that case the leader
         gets the time for one more heartbeat.
         """
         now = time.monotonic()

@@ -34,8 +34,8 @@ _logger = logging.getLogger(__name__)
 LISTENING = "listening"
 #: The same, through the leader.
 SHARED = "shared"
-#: Notifications arrive late, since bus_bus is polled or soon will be; scheduled actions start by
-#: Odoo's own timer. The server or the path to it is down, or an option is wrong: see the log.
+#: Notifications arrive late: bus_bus is polled or soon will be, if the bus listens; scheduled actions start by Odoo's
+#: own timer. The server or the path to it is down, or an option is wrong: see the log.
 POLLING = "polling"
 #: Nothing arrives: the pooler is down as well, or polling is off.
 DEAF = "deaf"
@@ -109,7 +109,7 @@ class Supervisor(object):
         self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
-        #: seconds from a check, or from a notification after it, to the next check
+        #: seconds from a check, or from an earlier notification that it relied on, to the next check
         self._span = NEVER
         self._seen = None
 
@@ -178,7 +178,7 @@ class Supervisor(object):
             return "the last check of the listener is older than the check interval"
         return None
 
-    # The steps. Each returns the time (monotonic seconds) at which to call it again if nothing changes before.
+    # The steps. Each returns the time (monotonic seconds) at which to call it again unless something changes first.
 
     def _note_changes(self, now):
         """Plan what a new session, new channels or a full feed require."""
@@ -190,7 +190,8 @@ class Supervisor(object):
         gained = {name for name, number in self._in_force[1].items() if before[1].get(name) != number}
         if BUS_CHANNEL in gained:
             self._backlog.add_pending(self._with_bus(), now, afresh=True)
-        # Not for the first session after Odoo's start: cron would run at once instead of after its usual minute.
+        # Do not wake cron for the first session if Odoo has just started: it would run at once instead of after its
+        # usual minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
         if self._dropped == self.listener.dropped:
@@ -329,9 +330,9 @@ class Supervisor(object):
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
         last_seen, self._seen = self._seen, _Seen(attempt.moment, now)
-        # Notifications arrive in the order of commits. So once a token has arrived, so have those of all transactions
-        # that are visible in a snapshot taken before the token was sent. A notification of another process may be older
-        # than our snapshot, so it proves this only for the snapshot of the previous check.
+        # Notifications arrive in the order of commits. So once a token has arrived, the notifications of all
+        # transactions that are visible in a snapshot taken before it was sent have arrived too. A notification of
+        # another process may be older than our snapshot, so it proves this only for the snapshot of the previous check.
         heard = last_seen
         if attempt.sent_at is not None:
             self.listener.confirm(session, channels, self._last_check - attempt.sent_at)
@@ -474,7 +475,7 @@ class Supervisor(object):
             self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in connectable if name not in known])
 
     def _reminding(self):
-        """A task: log which databases can't be looked up, unless they do not exist any more."""
+        """A task: log how many of the databases that still exist can't be looked up, and name one of them."""
         try:
             names, _connectable, started = yield from self._listing_databases()
             self._backlog.forget_missing(names, started)
@@ -493,7 +494,8 @@ class Supervisor(object):
     def _listing_databases(self):
         """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.
 
-        Raises ``psycopg2.Error`` or ``OSError``. Once the server has refused this to the role, it is not asked again.
+        Raises ``psycopg2.Error`` or ``OSError``. Once the server has said that the role may not do this, it is not
+        asked again.
         """
         if self._list_delay is None:
             raise psycopg2.ProgrammingError("the role may not list databases")

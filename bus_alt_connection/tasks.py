@@ -2,9 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Wait for several connections at once, in one thread or greenlet.
 
-A *task* is a generator. It yields a `Wait` whenever it has to wait, and is sent True if
-the event has happened, else False, at the latest at the deadline. Tasks call each other with
-``yield from``.
+A *task* is a generator. It yields a `Wait` whenever it has to wait. It is then sent True if the event has happened, or
+False, which comes at the deadline at the latest. Tasks call each other with ``yield from``.
 """
 
 import collections
@@ -17,8 +16,8 @@ import psycopg2
 # Seconds between two checks whether a wait has become pointless, see `connection.Connection.fault`.
 _TICK = 0.5
 
-#: What a task waits for: an event of `selectors` on a file descriptor, at most until ``deadline``
-#: (monotonic seconds). A task that only wants to sleep has the descriptor None.
+#: What a task waits for: an event of `selectors` on a file descriptor, at most until ``deadline`` (monotonic seconds).
+#: The descriptor is None if the task only wants to sleep.
 Wait = collections.namedtuple("Wait", "descriptor event deadline")
 
 

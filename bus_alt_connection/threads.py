@@ -28,7 +28,7 @@ def start(target, name):
     """
     thread = threading.Thread(target=target, name=name, daemon=True)
     if _are_greenlets():
-        # A greenlet needs no thread stack. Besides, gevent's stack_size() ignores smaller values, so the previous one
+        # A greenlet needs no thread stack. Besides, gevent's stack_size() never lowers the size, so the previous one
         # could not be restored.
         thread.start()
         return thread

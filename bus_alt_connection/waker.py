@@ -10,9 +10,9 @@ import threading
 class Waker(object):
     """A descriptor that becomes readable when `wake` is called.
 
-    All methods may be called by any thread. None of them waits for another thread longer
-    than a non-blocking ``send`` takes. `wake` and `close` may also be called by a finalizer
-    that the garbage collector runs inside another call of the same thread.
+    All methods may be called by any thread. None of them waits for another thread longer than a non-blocking ``send``
+    takes. `wake` and `close` may also be called by a finalizer that the garbage collector runs while the same thread is
+    inside another method of this object.
     """
 
     def __init__(self):
@@ -22,8 +22,8 @@ class Waker(object):
         self._wake_requested = False
         self._close_requested = False
         self._closed = False
-        # A socket that one thread closes while another is inside ``send`` may get its number from the next file that
-        # is opened, and the byte would go there. So any code that sends, receives or closes holds this lock.
+        # If one thread closes a socket while another is inside ``send``, the next file that is opened may get the
+        # socket's number, and the byte would go there. So any code that sends, receives or closes holds this lock.
         self._lock = threading.Lock()
 
     def fileno(self):

@@ -1,11 +1,17 @@
 """Sending on Odoo's bus as Odoo does it, from outside."""
 
+import contextlib
+import itertools
 import json
 import select
+import threading
 import time
 from typing import NamedTuple
 
+import psycopg2
+
 from .odoo import series_number
+from .waiting import wait_until
 
 MESSAGE_TYPE = "bus_alt_connection"
 
@@ -80,6 +86,48 @@ class BusSender:
             raise
         self._connections[database] = connection
         return rows
+
+
+class Flow(threading.Thread):
+    """Numbers that are sent as messages during the block, whatever happens meanwhile.
+
+    :param sender: a :class:`BusSender`, which is closed in the end
+    :param interval: seconds between two messages, or a function that returns them
+    :param numbers: an iterator of the numbers; default: 0, 1, 2, and so on
+    """
+
+    def __init__(self, sender, channel, interval, numbers=None):
+        super().__init__(daemon=True)
+        #: number -> :class:`Sent`, of each message whose COMMIT was confirmed
+        self.sent = {}
+        #: how many messages could not be sent, or may have been
+        self.refused = 0
+        self._sender, self._channel = sender, channel
+        self._interval = interval if callable(interval) else lambda: interval
+        self._numbers = numbers or itertools.count()
+        self._done = threading.Event()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._done.set()
+        self.join()
+
+    def run(self):
+        with contextlib.closing(self._sender):
+            while not self._done.wait(self._interval()):
+                number = next(self._numbers)
+                try:
+                    self.sent[number] = self._sender.send(self._channel, number)
+                except psycopg2.Error:
+                    self.refused += 1
+
+    def wait_for(self, count):
+        """Wait until so many more messages were sent."""
+        count += len(self.sent)
+        wait_until(lambda: len(self.sent) >= count, 120, "%d messages to be sent" % count)
 
 
 def _is_lost(connection):

@@ -57,7 +57,7 @@ def test_a_message_sent_in_an_outage_arrives_after_it_once_and_the_outage_is_tol
     assert (first.level, last.level) == ("WARNING", "INFO")
     place = "%s:%s" % (stack.proxy.host, stack.proxy.port)
     assert re.match(LOST + r".+ \(it was backend pid \d+ at %s\); trying again$" % place, first.message)
-    took, attempts = re.search(r"; it took ([\d.]+) s and (\d+) attempt\(s\)\. Since", last.message).groups()
+    took, attempts = re.search(r"; the outage took ([\d.]+) s and (\d+) attempt\(s\)\. Since", last.message).groups()
     assert 3 < float(took) <= lasted
     # Few after the losses of other tests, many after a quiet time.
     assert 1 <= int(attempts) < 15

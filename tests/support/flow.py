@@ -1,8 +1,8 @@
 """Messages that are sent all the time, whatever happens meanwhile."""
 
 import contextlib
-import threading
 
+from stack.sender import Flow
 from stack.waiting import wait_until
 
 
@@ -12,25 +12,10 @@ def flowing(stack, client, channel, interval=0.01, deadline=10.0):
 
     :param deadline: seconds after the block until the last has arrived
     """
-    done = threading.Event()
-    sent = []
-
-    def send():
-        with contextlib.closing(stack.sender()) as sender:
-            while not done.wait(interval):
-                sender.send(channel, len(sent))
-                sent.append(len(sent))
-
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    try:
+    with Flow(stack.sender(), channel, interval) as flow:
         yield
-    finally:
-        done.set()
-        thread.join()
-
-    assert len(sent) > 50
-    receive_all(stack, client, channel, sent, deadline)
+    assert len(flow.sent) > 50 and not flow.refused
+    receive_all(stack, client, channel, list(flow.sent), deadline)
 
 
 def receive_all(stack, client, channel, sent, deadline=10.0):

@@ -66,7 +66,7 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
     clock.now += 2.5
     tell.counters.update(notifications_received=5, notifications_caught_up=1)
     totals = ". Since its start: 1 outage(s), 2.50 s; 5 notification(s) received, 0 dropped, 1 caught up"
-    took = "; it took 2.50 s and 2 attempt(s)"
+    took = "; the outage took 2.50 s and 2 attempt(s)"
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + took + totals)
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
     tell(LOST, SESSION, "server closed the connection")
@@ -89,7 +89,7 @@ def test_a_long_outage_has_a_line_each_minute(tell, clock):
             lines.append(tell(FAILED, None, "refused"))
         lines = [line for line in lines if line]
         assert len(lines) == 3
-        still = "still not listening on database postgres: refused (for 180 s, 181 attempts)"
+        still = "still not listening on database postgres: refused (for 180 s, 180 attempts)"
         assert lines[-1] == ("WARNING", still)
         tell(CONFIRMED, SESSION)
 
@@ -117,7 +117,7 @@ def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     clock.now += 1
     assert tell(FAILED, None, "refused") is None
     # The move is none of the attempts.
-    assert "; it took 2.00 s and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
+    assert "; the outage took 2.00 s and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
 
 
 # A journal

@@ -5,7 +5,6 @@ import functools
 import os
 import re
 import shlex
-import threading
 import types
 import uuid
 
@@ -15,7 +14,7 @@ from stack.archive import CACHE
 from stack.clients import Client
 from stack.commands import run
 from stack.odoo import Odoo, http_session
-from stack.sender import BusSender
+from stack.sender import BusSender, Flow
 from stack.waiting import wait_until
 
 FOLDER = CACHE / "containers"
@@ -97,45 +96,15 @@ def _check(name):
     return podman("exec", name, "sh", "-c", command[-1].replace("path/to/", ADDONS)).splitlines()[-1]
 
 
-class Flow:
-    """Messages that are sent through PgBouncer during the block, ten in a second."""
+def sender(pooler=POOLER, port=6432):
+    """Return a :class:`BusSender` through PgBouncer, whose address may change with each connection."""
 
-    def __init__(self, pooler=POOLER, port=6432):
-        self.channel = uuid.uuid4().hex
-        #: the messages whose COMMITs were confirmed, and the number of the others
-        self.sent, self.refused = [], 0
-        self._pooler, self._port = pooler, port
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._done.set()
-        self._thread.join()
-
-    def wait_for(self, count):
-        """Wait until so many more were sent."""
-        count += len(self.sent)
-        wait_until(lambda: len(self.sent) >= count, 120, "%d messages to be sent" % count)
-
-    def _run(self):
-        instance = types.SimpleNamespace(series="19.0", database=DATABASE, system_database="postgres")
-        through = types.SimpleNamespace(user="odoo", password="odoo", connect=self._connect)
-        with contextlib.closing(BusSender(instance, through)) as sender:
-            while not self._done.wait(0.1):
-                message = len(self.sent) + self.refused
-                try:
-                    sender.send(self.channel, message)
-                    self.sent.append(message)
-                except psycopg2.Error:
-                    self.refused += 1
-
-    def _connect(self, database, **options):
-        place = {"host": address(self._pooler), "port": self._port, "dbname": database}
+    def connect(database, **options):
+        place = {"host": address(pooler), "port": port, "dbname": database}
         return psycopg2.connect(connect_timeout=2, **place, **options)
+
+    instance = types.SimpleNamespace(series="19.0", database=DATABASE, system_database="postgres")
+    return BusSender(instance, types.SimpleNamespace(user="odoo", password="odoo", connect=connect))
 
 
 def push(*odoos, action=lambda: None, **pooler):
@@ -146,16 +115,17 @@ def push(*odoos, action=lambda: None, **pooler):
     """
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(odoo)) for odoo in odoos]
-        flow = Flow(**pooler)
+        channel = uuid.uuid4().hex
+        flow = Flow(sender(**pooler), channel, 0.1)
         for client in clients:
-            client.subscribe([flow.channel])
+            client.subscribe([channel])
             wait_until(lambda client=client: health(client.odoo)["listening"], 60, "a listener", 0.1)
         with flow:
             flow.wait_for(10)
             action()
             flow.wait_for(10)
         for client in clients:
-            wait_until(lambda client=client: set(flow.sent) <= set(client.messages), 60, "the last of the messages")
+            wait_until(lambda client=client: flow.sent.keys() <= set(client.messages), 60, "the last of the messages")
             if len(set(client.messages)) != len(client.messages):
                 raise RuntimeError("messages were delivered twice: %s" % client.messages)
     each = " at each of %d" % len(odoos) if len(odoos) > 1 else ""
