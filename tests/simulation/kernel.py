@@ -81,6 +81,8 @@ class Kernel:
         self.turns = collections.Counter()
         #: ``(machine, name)`` of a Unix socket: its listening end
         self.socket_names = {}
+        #: what the processes have of ``weakref.finalize``, which keeps the function, and all it refers to, until then
+        self.finalizers = []
         self._runnable, self._timers = [], []
         self._timer_number, self._numbers = itertools.count(), collections.Counter()
         self.set_preemption(0)
@@ -182,6 +184,8 @@ class Kernel:
     def forget(self):
         """Drop all that could keep objects of this run alive."""
         self._timers, self._runnable = [], []
+        for finalizer in self.finalizers:
+            finalizer.detach()
         LEFT[0] = _NEVER
 
     def _living_task(self):

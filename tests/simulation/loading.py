@@ -19,6 +19,7 @@ import threading
 import time
 import types
 import uuid
+import weakref
 
 from . import client, kernel, machine, threads
 
@@ -179,7 +180,14 @@ def _fakes(process, environ, modules):
         "threading": _Fake(threading, **fake_threading),
         "time": _Fake(time, monotonic=_monotonic, sleep=sleep),
         "uuid": _Fake(uuid, uuid4=lambda: uuid.UUID(int=kernel.K.rng.getrandbits(128))),
+        "weakref": _Fake(weakref, WeakSet=weakref.WeakSet, finalize=_finalize),
     }
+
+
+def _finalize(subject, function):
+    finalizer = weakref.finalize(subject, function)
+    kernel.K.finalizers.append(finalizer)
+    return finalizer
 
 
 def _monotonic():
