@@ -169,7 +169,10 @@ class World:
 
     def recently(self, cause):
         """Return whether a fault of that cause lasts, or has until recently."""
-        return self._lasting[cause] > 0 or self._last[cause] > self.now - _RECENTLY - self.check_interval
+        return self._lasting[cause] > 0 or self._is_recent(self._last[cause], self.now)
+
+    def _is_recent(self, when, now):
+        return when > now - _RECENTLY - self.check_interval
 
     def start_server(self):
         if not self.cluster.up:
@@ -307,7 +310,7 @@ class World:
         self.disturbances.append(self.now)
         self.faults_over = math.inf
         self._lasting[kind.cause] += 1
-        end = kind.begin(self)
+        began, end = self.now, kind.begin(self)
         if end is None:
             self._fault_is_over(kind)
             return
@@ -316,6 +319,10 @@ class World:
             self.kernel.note("END of %s" % kind.name)
             self.disturbances.append(self.now)
             end()
+            # Processes that stood still notice only now what was recent then.
+            for cause, last in self._last.items():
+                if self._is_recent(last, began):
+                    self._last[cause] = max(last, self.now)
             self._fault_is_over(kind)
 
         self.after(seconds, over)
