@@ -21,7 +21,7 @@ from bus_alt_connection.listener import (
 )
 from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from tests.unit.fakes import FakeFeed, FakeSession, connected
+from tests.unit.fakes import FakeFeed, connected
 
 
 @pytest.fixture
@@ -138,35 +138,6 @@ def test_a_token_counts_for_the_session_that_received_it(fake, events, listen, f
     second = connected(listener)
     fake.notify(second.check_channel, "another")
     assert listener.wait_for_token(second, 5) and not listener.wait_for_token(first, 5)
-
-
-def test_a_token_counts_that_is_read_late_and_behind_other_notifications(fake, listen, feed):
-    """As after this process was stopped: all of it is there already when the time is over."""
-    listener = listen(feed)
-    session = connected(listener)
-    parts = [[Notify(7, "imbus", '["a"]')], [Notify(7, session.check_channel, "token")]]
-    first_is_read, go_on, over_by_then = threading.Event(), threading.Event(), []
-
-    def receive():
-        if len(parts) == 1:
-            first_is_read.set()
-            go_on.wait(5)
-        # There is more to read.
-        session._waker.wake()
-        return parts.pop(0) if parts else FakeSession.receive(session)
-
-    def wait(condition, seconds):
-        if seconds:
-            first_is_read.wait(5)
-            over_by_then.append(condition())
-            go_on.set()
-            listener.wait(condition, 5)
-        return condition()
-
-    fake.settle()
-    session.receive = receive
-    listener.expect("token")
-    assert listener.wait_for_token(session, 0.0, wait) and over_by_then == [False]
 
 
 def test_it_ends_with_its_last_feed_which_may_be_garbage_collected(fake, events):

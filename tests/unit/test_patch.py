@@ -4,7 +4,6 @@ import json
 import threading
 import time
 
-import psycopg2
 import pytest
 
 from bus_alt_connection import connection, log, supervisor
@@ -226,37 +225,6 @@ def test_the_databases_that_odoo_is_limited_to_are_known(odoo, db_name, database
 
 
 # Outages
-
-
-def test_cron_outlives_that_it_reopens_while_both_ways_are_down(installed, fake):
-    def no_connection(database):
-        raise psycopg2.OperationalError("the pooler is away")
-
-    installed.pool.connect = no_connection
-    fake.refuse()
-    fake.away.add("pooler")
-    cron_loop(installed).close()
-    cursor = cron_loop(installed)
-    fake.forward()
-    fake.away.clear()
-    assert heard(cursor, lambda: fake.notify("cron_trigger", "x"))
-    cursor.close()
-
-
-def test_a_loop_that_comes_back_is_given_what_it_missed(installed, fake):
-    """The backlog belongs to the process, not to a listener."""
-    fake.rows["x"] = []
-    installed.patch._here().databases.add("x")
-    cursor = bus_loop(installed)
-    wait_until(lambda: fake.asked, 5)
-    cursor.close()
-    fake.now += 1000
-    fake.write("x", '"lost?"')
-    # By its transaction: by its date it is long past.
-    fake.now += 1000
-    cursor = bus_loop(installed)
-    assert heard(cursor, lambda: None) == ("imbus", '["lost?"]')
-    cursor.close()
 
 
 def test_with_a_wrong_setting_odoo_starts_and_nothing_connects(odoo, fake, monkeypatch, logged):

@@ -18,7 +18,7 @@ from psycopg2.extensions import Notify
 from bus_alt_connection import listener as listener_module
 from bus_alt_connection import log, sharing
 from bus_alt_connection.listener import Moved
-from bus_alt_connection.log import FAILED, LOST, MOVED
+from bus_alt_connection.log import LOST, MOVED
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from bus_alt_connection.sharing import FollowerSession, Sharing
 from bus_alt_connection.tasks import finish
@@ -278,19 +278,6 @@ def test_a_follower_changes_its_channels_and_the_leader_listens_on_no_others(fak
     hear(fake, leader)
 
 
-def test_when_the_leader_ends_its_followers_gather_behind_another_and_that_is_no_outage(fake, process):
-    leader, *followers = [process(evented=True) for _ in range(4)]
-    # A forked child has copies of the sockets.
-    copies = [each.socket.dup() for each in leader.listener._all_feeds() if not each.local]
-    leader.listener.close()
-    for each in followers:
-        each.events.expect(MOVED)
-    assert len(settled(*followers)) == 1 and fake.connects == 2
-    hear(fake, *followers)
-    for each in copies:
-        each.close()
-
-
 def test_all_move_to_the_first_gevent_process(fake, process, leader, follower):
     assert not follower.moves()
     evented = process(evented=True)
@@ -300,20 +287,6 @@ def test_all_move_to_the_first_gevent_process(fake, process, leader, follower):
 
 
 # Outages --------------------------------------------------------------------------------------------------------------
-
-
-def test_in_an_outage_only_the_leader_connects(fake, process, leader):
-    follower, before = process(), leader.session.facts
-    fake.refuse()
-    fake.cut()
-    assert "has lost its connection" in follower.events.expect(LOST).reason
-    leader.events.expect(LOST, FAILED)
-    late = process(waits=False)
-    leader.events.expect(FAILED)
-    fake.forward()
-    assert settled(leader, late, follower) == [leader] and late.directs == follower.directs == 0
-    assert follower.session.facts.backend_pid == leader.session.facts.backend_pid != before.backend_pid
-    hear(fake, leader, late, follower)
 
 
 def test_followers_of_a_leader_that_moves_are_free_at_once(fake, process, leader, follower):

@@ -8,20 +8,6 @@ from bus_alt_connection.supervisor import DEAF as DEAF_MODE
 from bus_alt_connection.supervisor import LISTENING, POLLING, _Attempt
 from tests.unit.fakes import FakeFeed, connected
 
-# What was missed ------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_sent_in_an_outage_is_delivered_once_it_is_over_and_once_only(watched):
-    watched.fake.away = {"postgres"}  # no check can be sent
-    watched.miss('"missed"', after=100)
-    watched.live(5)
-    assert watched.feed.bus() == ['["missed"]']
-    watched.fake.away = set()
-    watched.live(300)
-    assert watched.feed.bus() == [] and watched.mode == LISTENING
-    assert watched.status()["counters"]["notifications_caught_up"] == 1
-
-
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
@@ -149,20 +135,6 @@ def test_a_bug_in_a_round_is_logged_once_a_minute_and_the_rest_goes_on(watched, 
 
 
 # Polling, and the modes -----------------------------------------------------------------------------------------------
-
-
-def test_in_an_outage_it_polls_what_is_new_until_the_listener_has_taken_over(watched, logged):
-    watched.lose()
-    watched.live(60)
-    for number in range(3):
-        watched.fake.write("x1", '"%d"' % number)
-        watched.live(30)
-        assert watched.feed.bus() == ['["%d"]' % number]
-    assert watched.mode == POLLING
-    watched.come_back()
-    watched.live(10)
-    assert watched.mode == LISTENING
-    assert len(logged("polling bus_bus every 5 s")) == len(logged("has taken over from polling")) == 1
 
 
 @pytest.mark.parametrize(
