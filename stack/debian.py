@@ -5,6 +5,7 @@ writes goes to ``.stack/``, so neither root nor a change of the machine's packag
 """
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -55,6 +56,19 @@ def find_mirror():
             % MIRROR_VARIABLE
         )
     return mirrors[0]
+
+
+def minimal_system(packages, settings):
+    """Return the command that makes a minimal system, but for its last arguments: the suite, the target and sources.
+
+    :param packages: names, separated by commas
+    :param settings: a path, to which it writes how this machine's apt downloads, such as its proxy
+    """
+    lines = run(["apt-config", "dump", "Acquire"]).splitlines(keepends=True)
+    settings.write_text(
+        "".join(line for line in lines if not re.match(r'Acquire::(IndexTargets|Changelogs)\b|.* "";$', line))
+    )
+    return ["mmdebstrap", "--quiet", "--variant=minbase", "--include=" + packages, "--aptopt=%s" % settings]
 
 
 def package_versions(folder):

@@ -24,8 +24,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from stack.archive import CACHE
-from stack.commands import run, say
-from stack.debian import find_mirror
+from stack.commands import say
+from stack.debian import find_mirror, minimal_system
 from stack.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,11 +65,9 @@ def try_system(suite):
     # apt downloads as a user of its own.
     folder.chmod(0o755)
     try:
-        settings = folder / "apt.conf"
-        settings.write_text(apt_settings(run(["apt-config", "dump", "Acquire"])))
-        arguments = ["--quiet", "--variant=minbase", "--include=" + _PACKAGES, "--aptopt=%s" % settings]
-        arguments += ["--customize-hook=" + hook for hook in hooks(SUITES[suite])]
-        command = [*_ENTER, "mmdebstrap", *arguments, suite, "/dev/null", find_mirror()]
+        command = [*_ENTER, *minimal_system(_PACKAGES, folder / "apt.conf")]
+        command += ["--customize-hook=" + hook for hook in hooks(SUITES[suite])]
+        command += [suite, "/dev/null", find_mirror()]
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": {**variables(), "TMPDIR": folder}}
         log_path = FOLDER / (suite + ".log")
         with open(log_path, "w") as log, subprocess.Popen(command, stdout=log, **options) as process:
@@ -92,12 +90,6 @@ def row(log, code):
         **dict(zip(("make demo, s", "make test, s"), [*seconds, "", ""])),
         "result": "exit code %d" % code if code else "OK",
     }
-
-
-def apt_settings(dump):
-    """Return those settings of this machine's apt that say how it downloads, such as its proxy."""
-    lines = [line for line in dump.splitlines() if not re.match(r'Acquire::(IndexTargets|Changelogs)\b|.* "";$', line)]
-    return "".join(line + "\n" for line in lines)
 
 
 def hooks(commands):

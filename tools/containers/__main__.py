@@ -13,18 +13,17 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from tabulate import tabulate
 
 from stack.commands import CommandError, reason, run, say
-from stack.debian import find_mirror
+from stack.debian import find_mirror, minimal_system
 from stack.odoo import http_session
 from stack.waiting import wait_until
 
-from ..fresh import ROOT, apt_settings
+from ..fresh import ROOT
 from . import services
 from .kubernetes import kubernetes
 from .services import FOLDER, ODOO, podman
@@ -199,15 +198,11 @@ def make_system(suite, packages, target, newer=None):
 
     :param newer: another suite, of which to take those that the first does not have
     """
+    command = minimal_system(packages, FOLDER / "apt.conf")
+    if newer:
+        command.append('--aptopt=APT::Default-Release "%s";' % suite)
     mirror = find_mirror()
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as settings:
-        settings.write(apt_settings(run(["apt-config", "dump", "Acquire"])))
-        if newer:
-            settings.write('APT::Default-Release "%s";\n' % suite)
-        settings.flush()
-        options = ["--variant=minbase", "--include=" + packages, "--aptopt=" + settings.name]
-        sources = ["deb %s %s main" % (mirror, each) for each in (suite, newer) if each]
-        run(["mmdebstrap", "--quiet", *options, suite, target, *sources])
+    run([*command, suite, target, *("deb %s %s main" % (mirror, each) for each in (suite, newer) if each)])
 
 
 def try_all():
