@@ -267,7 +267,7 @@ class Supervisor(object):
             if not self.listener.closed and log.rarely(("sending", self.listener.database)):
                 text = "can't check the listener of database %s, since sending a notification fails: %s"
                 text += "; trying again, while the listener stays connected"
-                _logger.warning(text, self.listener.database, error)
+                self._log(_logger.warning, text, self.listener.database, error)
             return None
         self._sender_works = True
         return attempt
@@ -295,7 +295,7 @@ class Supervisor(object):
         oldest = yield from connection.finding_oldest_transaction(pooled)
         text = "PostgreSQL's notification queue is %.0f%% full, because a listening connection is in a long"
         text += " transaction. End it, or every NOTIFY will fail once the queue is full. The oldest transaction: %s"
-        _logger.warning(text, 100 * usage, oldest)
+        self._log(_logger.warning, text, 100 * usage, oldest)
 
     def _needs_token(self, session, sender, now):
         """Return whether only a token of this process can show that the proven ``session`` still receives."""
@@ -356,7 +356,7 @@ class Supervisor(object):
         return min(CHECK_TIMEOUT, self._check_interval() / 3 or CHECK_TIMEOUT)
 
     def _write_log(self, now):
-        """Write the log lines of the listener's thread. This is the last step, since a log handler may block.
+        """Write the log lines of both threads. This is the last step, since a log handler may block.
 
         During an outage, or while look-ups are under way, the lines wait for `log.LOG_DELAY`.
         """
@@ -371,7 +371,8 @@ class Supervisor(object):
         session = self.listener.session
         if since is None:
             if self._polling:
-                _logger.info("the listener of database %s has taken over from polling", self.listener.database)
+                text = "the listener of database %s has taken over from polling"
+                self._log(_logger.info, text, self.listener.database)
             self._polling = False
         elif session is not None and session.confirmed:
             return NEVER  # the listener is about to report it
@@ -381,7 +382,7 @@ class Supervisor(object):
             if not self._polling:
                 text = "nothing listens on database %s: polling bus_bus every %g s instead"
                 text += "; notifications arrive late, but none is lost"
-                _logger.warning(text, self.listener.database, interval)
+                self._log(_logger.warning, text, self.listener.database, interval)
                 self._backlog.add_pending(self._with_bus(), now, afresh=True)
             self._polling = True
             if now < self._poll_due:
@@ -398,6 +399,10 @@ class Supervisor(object):
     def _state(self):
         listener = self.listener
         return listener.in_force, listener.wanted, listener.dropped, listener.deaf_since, listener.journal.due
+
+    def _log(self, write, *args):
+        """Have `_write_log` call ``write(*args)``: checks and look-ups come first."""
+        self.listener.journal.add(write, *args)
 
     def _guarded(self, step, now):
         try:
@@ -486,10 +491,10 @@ class Supervisor(object):
             first = min(failing)
             text = "can't look up missed notifications in bus_bus of %d database(s), for example of %s: %s"
             text += "; trying again"
-            _logger.warning(text, len(failing), first, failing[first])
+            self._log(_logger.warning, text, len(failing), first, failing[first])
         for database in self._backlog.too_large():
             text = "bus_bus of database %s has too many rows to be looked up in %g s; delete old ones"
-            _logger.warning(text, database, catchup.LOOK_UP_TIMEOUT)
+            self._log(_logger.warning, text, database, catchup.LOOK_UP_TIMEOUT)
 
     def _listing_databases(self):
         """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.

@@ -30,11 +30,13 @@ def logged(*levels):
     for module, tree in TREES.items():
         for function in nodes(tree, ast.FunctionDef):
             for call in nodes(function, ast.Call):
-                target = ast.unparse(call.func)
+                # Supervisor._log is given the function that writes the line, and its arguments.
+                function_and_arguments = call.args if ast.unparse(call.func) == "self._log" else [call.func, *call.args]
+                target, arguments = ast.unparse(function_and_arguments[0]), function_and_arguments[1:]
                 # The listener's thread leaves writing to another one, see Listener._warn.
                 level = "warning" if target in ("warn", "self._warn") else target.rpartition("logger.")[2]
                 if level in levels:
-                    template = call.args[1 if level == "log" else 0]
+                    template = arguments[1 if level == "log" else 0]
                     found.update((module, text) for text in _texts(template, function))
     # What is only a placeholder is said by somebody else: see _of_settings.
     return {(module, text) for module, text in found if re.search("[a-z]{3}", _PLACEHOLDER.sub("", text))}
