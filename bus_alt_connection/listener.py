@@ -137,7 +137,7 @@ class Listener(object):
     def run(self):
         """Keep a session until the listener is closed. Raises nothing."""
         backoff = Backoff()
-        while not self.closed and not self._stopping():
+        while not self.has_ended() and not self._stopping():
             pause = LONGEST_DELAY
             began = time.monotonic()
             try:
@@ -148,7 +148,7 @@ class Listener(object):
                 self._journal(log.log_bug, _logger, error)
             with self.changed:
                 # Waiting for a condition needs no file descriptor: there may be none left.
-                self.changed.wait_for(lambda: self.closed, pause)
+                self.changed.wait_for(self.has_ended, pause)
         self.close()
         self._at_end()
         self._waker.close()
@@ -179,11 +179,11 @@ class Listener(object):
                 kind, reason = session.fault
             self._forget_session()
             # If the listener ends or moves, its followers are dropped instead, which is no outage for them.
-            if kind != log.MOVED and not self.closed:
+            if kind != log.MOVED and not self.has_ended():
                 self._tell_feeds()
             if session is not None:
                 session.close()
-        if not self.closed:
+        if not self.has_ended():
             self._report(kind, served, reason)
         # A session on which no token arrived counts as a failed attempt.
         return None if served is None or served.confirmed is None else time.monotonic() - began
@@ -195,7 +195,7 @@ class Listener(object):
         with selectors.DefaultSelector() as selector:
             selector.register(self._waker, selectors.EVENT_READ)
             selector.register(session, selectors.EVENT_READ)
-            while not self.closed and session.fault is None:
+            while not self.has_ended() and session.fault is None:
                 if woken:
                     self._listen(session)
                     announced = self._announce(session, announced)
@@ -322,9 +322,8 @@ class Listener(object):
 
     # For feeds and cursors. Any thread may call these. ---------------------------
 
-    @property
-    def closed(self):
-        """True once `close` was called, or no local feed is left. Once true, it stays true."""
+    def has_ended(self):
+        """Return whether `close` was called or no local feed is left; from then on, no feed is accepted."""
         with self.changed:
             if not any(feed.local for feed in self._all_feeds()):
                 self._ended = True
@@ -337,7 +336,7 @@ class Listener(object):
         self.wake()
 
     def add(self, feed):
-        """Serve ``feed`` as well; return False if the listener is closed."""
+        """Serve ``feed`` as well; return False if the listener has ended."""
         with self.changed:
             if self._ended:
                 return False
@@ -389,12 +388,12 @@ class Listener(object):
         return frozenset().union(*(feed.channels for feed in self._all_feeds() if feed.local))
 
     def wait(self, condition, timeout):
-        """Wait at most ``timeout`` seconds until ``condition()`` is true or the listener is closed.
+        """Wait at most ``timeout`` seconds until ``condition()`` is true or the listener has ended.
 
         Return what ``condition()`` returns then.
         """
         with self.changed:
-            self.changed.wait_for(lambda: self.closed or condition(), timeout)
+            self.changed.wait_for(lambda: self.has_ended() or condition(), timeout)
             return condition()
 
     def expect(self, token):

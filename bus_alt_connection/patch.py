@@ -149,7 +149,7 @@ def _patch_execute():
 
 def supervisors():
     """Return the `Supervisor` of each listener of this process."""
-    return [each for each in list(_here().supervisors.values()) if not each.listener.closed]
+    return [each for each in list(_here().supervisors.values()) if not each.listener.has_ended()]
 
 
 def _here():

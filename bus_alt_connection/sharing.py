@@ -172,7 +172,7 @@ class Sharing(object):
         # not all give up at once.
         patience = LONGEST_DELAY * random.uniform(6, 12)
         try:
-            session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), lambda: listener.closed)
+            session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), listener.has_ended)
         except Moved as error:
             if GREETING_TIMEOUT < time.monotonic() - began < patience:
                 raise _LeaderEnded(str(error)) from None

@@ -115,7 +115,7 @@ class Supervisor(object):
 
     def run(self):
         """Do a `round` whenever something changes or is due. Raises nothing."""
-        while not self.listener.closed:
+        while not self.listener.has_ended():
             seen = self._state()
             seconds = self.round(time.monotonic()) - time.monotonic()
             self.listener.wait(lambda seen=seen: self._state() != seen, min(max(seconds, 0), 3600))
@@ -264,7 +264,7 @@ class Supervisor(object):
             attempt = self._finish(self._sending_token(session, proven, now))
         except (psycopg2.Error, OSError) as error:
             self._sender_works = False
-            if not self.listener.closed and log.rarely(("sending", self.listener.database)):
+            if not self.listener.has_ended() and log.rarely(("sending", self.listener.database)):
                 text = "can't check the listener of database %s, since sending a notification fails: %s"
                 text += "; trying again, while the listener stays connected"
                 self._log(_logger.warning, text, self.listener.database, error)
@@ -425,7 +425,7 @@ class Supervisor(object):
         Meanwhile look-ups go on, and those that become due begin: waiting for one database delays no other.
         """
         deadline = time.monotonic() + seconds
-        while not condition() and not self.listener.closed:
+        while not condition() and not self.listener.has_ended():
             self.listener.changes.clear()
             now = time.monotonic()
             if condition() or now >= deadline:

@@ -68,7 +68,7 @@ class FakeServer:
     def _is_at_rest(self, listener):
         session = listener.session
         if session is None:
-            return self._refusing or listener.closed
+            return self._refusing or listener.has_ended()
         selector = vars(session).get("selector")
         return session.fault is None and selector is not None and selector.is_at_rest()
 

@@ -151,7 +151,7 @@ def test_it_ends_with_its_last_feed_which_may_be_garbage_collected(fake, events)
     fake.listeners.append(listener)
     fake.settle()
     listener.remove(another)
-    assert not listener.closed
+    assert not listener.has_ended()
     feeds.clear()
     gc.collect()
     thread.join(5)
