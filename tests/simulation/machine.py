@@ -99,6 +99,10 @@ class Description:
     def __init__(self):
         self.references, self.waiters = 0, []
 
+    def readable(self):
+        """Return whether there is something to read; a selector, which others wait for only by mistake, has nothing."""
+        return False
+
     def closed(self):
         """Called when the last descriptor is closed."""
 
@@ -291,12 +295,17 @@ class Selector:
         self._keys = {}
         self._number = self._process.open(Description())
 
+    def fileno(self):
+        return self._number
+
     def register(self, fileobj, events, data=None):
         assert events == real_selectors.EVENT_READ, "the simulation has nobody wait until a descriptor is writable"
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         description = self._process.descriptors.get(number)
         if description is None:
             raise ValueError("Invalid file descriptor: %d" % number)
+        if number == self._number:
+            raise OSError(errno.EINVAL, "Invalid argument")
         if number in self._keys and self._keys[number][1] is description:
             raise KeyError("%r is already registered" % fileobj)
         key = real_selectors.SelectorKey(fileobj, number, events, data)

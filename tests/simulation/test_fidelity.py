@@ -121,6 +121,7 @@ class _Steps:
         other.send(b"x")
         yield "something to read", lambda: [key.data for key, _events in selector.select(1)]
         yield "register twice", lambda: selector.register(client, selectors.EVENT_READ)
+        yield "register itself", lambda: selector.register(selector.fileno(), selectors.EVENT_READ)
         client.close()
         yield "what is closed is forgotten", lambda: selector.select(0)
 
