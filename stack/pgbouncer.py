@@ -32,7 +32,8 @@ class PgBouncer(Pooler):
     :param password: their password. Where user or password differ from the server's, every client works as ``odoo``
         there, the superuser included
     :param settings: additions to the section ``[pgbouncer]``, by name
-    :param databases: additions to the line of a database, by its name: ``{"postgres": "pool_mode=session"}``
+    :param databases: additions to the line of a database, by its name: ``{"postgres": "pool_mode=session"}``; None:
+        without the line that the example has, as in ``{"*": None}``
 
     Changes of the attributes count from the next :meth:`start` on.
     """
@@ -53,7 +54,8 @@ class PgBouncer(Pooler):
         server = "host=%s port=%s" % (self.server.host, self.server.port)
         if (self.user, self.password) != (postgres.USER, postgres.PASSWORD):
             server += " user=%s password=%s" % (postgres.USER, postgres.PASSWORD)
-        lines = [EXAMPLE.read_text().replace(EXAMPLE_SERVER, server)]
+        lines = EXAMPLE.read_text().replace(EXAMPLE_SERVER, server).splitlines()
+        lines = [line for line in lines if self.databases.get(line.partition(" = ")[0], "") is not None]
         # Of two lines with one name the later counts. But a second [pgbouncer] would begin with the defaults again.
         settings = {
             **_SETTINGS,
@@ -65,7 +67,7 @@ class PgBouncer(Pooler):
         lines += ["%s = %s" % item for item in settings.items()]
         if self.databases:
             lines.append("[databases]")
-            lines += ["%s = %s %s" % (name, server, more) for name, more in self.databases.items()]
+            lines += ["%s = %s %s" % (name, server, more) for name, more in self.databases.items() if more is not None]
         # In plain text, with which the pooler can log in to the server as well.
         users = {
             self.user: self.password,
