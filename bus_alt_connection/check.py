@@ -155,7 +155,10 @@ def _examine_all(way, parameters, problems, pooled=None):
                 raise psycopg2.OperationalError(connection.why_deaf(facts, facts))
             usable.append(Place(attempt, facts))
         except FAILURES as error:
-            unusable.append("%s: %s" % (way, log.redact(error, attempt)))
+            text = "%s: %s" % (way, log.redact(error, attempt))
+            if "no such database" in text or 'database "' in text:
+                text += "; IMDISPATCHER_DB_DBNAME may name another one"
+            unusable.append(text)
         _say(ROW % tuple([way] + fields + [log.redact(settings.address(attempt), attempt)]))
     problems += ["WARNING: %s; passed over" % text if usable else "ERROR: " + text for text in unusable]
     return usable[0] if usable else None

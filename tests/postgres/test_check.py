@@ -183,7 +183,7 @@ def test_a_system_database_that_there_is_not_is_told_in_any_terminal(run, server
     variables = dict(directly_to(server, DBNAME="straße"), PYTHONIOENCODING="ascii")
     errors = lines(run(odoo_conf(pooler), variables, code=1), "ERROR")
     assert [error.partition(":")[0] for error in errors] == ["ordinary", "direct"]
-    assert all(r'"stra\xdfe" does not exist' in error for error in errors)
+    assert all(r'"stra\xdfe" does not exist; IMDISPATCHER_DB_DBNAME may name another one' in error for error in errors)
 
 
 # What it does to others, and finds of them ----------------------------------------------------------------------------

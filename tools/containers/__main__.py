@@ -132,7 +132,7 @@ TRIALS = {
     "two replicas, ``WORKERS=2``": lambda: replicas(2),
     "healthcheck, ``WORKERS=2``": silent_gevent,
     "SIGTERM, ``WORKERS=2``": end,
-    "read-only root, no capabilities, 100 processes; ``PASSWORD_FILE``": confined,
+    "read-only root, no capabilities, at most 100 processes; ``PASSWORD_FILE``": confined,
     "two Odoos in a pod; ``PG*`` variables": pod,
     "Job, claim and Deployment of ``kubernetes.yaml``": kubernetes,
 }

@@ -40,7 +40,7 @@ def kubernetes():
     listener = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'odoo-listener-%'"
     if services.query("SELECT DISTINCT ssl FROM pg_stat_ssl WHERE pid IN (%s)" % listener, _SERVER) != "t":
         raise RuntimeError("a direct connection is not encrypted")
-    return "Job in %.0f s, once more in %.0f s; %s; TLS" % (first, second, seen)
+    return "the Job took %.0f s, its second run %.0f s; %s, over TLS" % (first, second, seen)
 
 
 def _play(*objects):

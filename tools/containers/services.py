@@ -129,7 +129,7 @@ def push(*odoos, action=lambda: None, **pooler):
             if len(set(client.messages)) != len(client.messages):
                 raise RuntimeError("messages were delivered twice: %s" % client.messages)
     each = " at each of %d" % len(odoos) if len(odoos) > 1 else ""
-    refused = ", %d not sent" % flow.refused if flow.refused else ""
+    refused = "; %d could not be sent" % flow.refused if flow.refused else ""
     return "%d of %d messages%s%s" % (len(flow.sent), len(flow.sent), each, refused)
 
 
