@@ -31,6 +31,7 @@ PYTHONS = {
     "18.0": ("3.12", "3.11", "3.13", "3.10"),
     "19.0": ("3.12", "3.13", "3.11", "3.10"),
     "19.1": ("3.12", "3.13"),
+    "20.0": ("3.12", "3.13"),
 }
 
 #: The series that Debian has: suite, and packages. Debian's package of Odoo has links to some libraries of the web
@@ -152,9 +153,14 @@ def _build(tree, python, script, env):
         addons_paths=tree.addons_paths,
         version=tree.version,
         websocket_version=_websocket_version(tree.bus),
-        with_stop_hook="on_stop(" in (tree.bus / "models" / "bus.py").read_text(encoding="utf-8"),
+        with_stop_hook=any("on_stop(" in path.read_text(encoding="utf-8") for path in _dispatchers(tree.bus)),
         key="%s-%s" % (tree.series, hashlib.sha256("\0".join(identity).encode()).hexdigest()[:10]),
     )
+
+
+def _dispatchers(bus):
+    # 20.0 has it in a file of its own.
+    return [path for path in (bus / "models" / "bus.py", bus / "bus_dispatcher.py") if path.exists()]
 
 
 def _websocket_version(bus):

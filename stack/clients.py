@@ -151,7 +151,9 @@ class _Websocket:
 
     def __init__(self, odoo, session_id, channels, last, repeat=None):
         version = odoo.build.websocket_version
-        self._subscription = json.dumps({"event_name": "subscribe", "data": {"channels": channels, "last": last}})
+        # 20.0 requires "check_outdated": whether to tell if the row ``last`` is gone.
+        data = {"channels": channels, "last": last, "check_outdated": False}
+        self._subscription = json.dumps({"event_name": "subscribe", "data": data})
         self._in_force = threading.Event()
         self._socket = websocket.create_connection(
             "ws%s/websocket%s" % (odoo.event_url[4:], "?version=" + version if version else ""),
@@ -180,7 +182,8 @@ class _Websocket:
         if opcode != websocket.ABNF.OPCODE_TEXT:
             return []
         self._socket.settimeout(None)
-        return json.loads(data)
+        # 20.0 also sends what is meant for the web client itself, without an id.
+        return [one for one in json.loads(data) if "id" in one]
 
     def close(self):
         # The server need not be there any more.

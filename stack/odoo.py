@@ -12,6 +12,9 @@ import requests
 from .archive import unpack
 from .process import Process
 
+# What a worker logs when it starts. Up to 19.1 that is "Worker WorkerCron (123) alive", without a logger of its own.
+_STARTED = re.compile(r" (\d+) INFO \S+ odoo\.service\.server(?:: Worker |\.)Worker(HTTP|Cron)(?: \(\d+\) a|: A)live")
+
 # Of the one who runs the tests; they would change what Odoo, libpq or the addon do.
 _FOREIGN_VARIABLES = re.compile(r"(PG|ODOO_|IMDISPATCHER_|PYTHON)")
 
@@ -141,8 +144,7 @@ class Odoo(Process):
 
     def processes(self):
         """Return the :class:`Processes` that run now."""
-        started = re.findall(r"Worker Worker(HTTP|Cron) \((\d+)\) alive", self.log_since(self._started_at))
-        kinds = {int(pid): kind for kind, pid in started}
+        kinds = {int(pid): kind for pid, kind in _STARTED.findall(self.log_since(self._started_at))}
         found = Processes(self.pid, [], [], None)
         for child in psutil.Process(self.pid).children():
             kind = kinds.get(child.pid)
