@@ -3,7 +3,7 @@ local count = 0
 function request()
     count = count + 1
     if count % 5 == 0 then
-        return wrk.format("GET", "/other_listeners/send?channel=load&message=" .. count)
+        return wrk.format("GET", "/other_listeners/send?message=" .. count)
     end
-    return wrk.format("GET", "/other_listeners/ask?seconds=0.005")
+    return wrk.format("GET", "/other_listeners/read")
 end

@@ -65,9 +65,8 @@ def minimal_system(packages, settings):
     :param settings: a path, to which it writes how this machine's apt downloads, such as its proxy
     """
     lines = run(["apt-config", "dump", "Acquire"]).splitlines(keepends=True)
-    settings.write_text(
-        "".join(line for line in lines if not re.match(r'Acquire::(IndexTargets|Changelogs)\b|.* "";$', line))
-    )
+    kept = [line for line in lines if not re.match(r'Acquire::(IndexTargets|Changelogs)\b|.* "";$', line)]
+    settings.write_text("".join(kept))
     return ["mmdebstrap", "--quiet", "--variant=minbase", "--include=" + packages, "--aptopt=%s" % settings]
 
 

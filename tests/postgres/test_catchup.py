@@ -66,15 +66,6 @@ def test_all_rows_of_an_outage_are_found_however_many(server, backlog):
     assert backlog.missed("bus") == []
 
 
-def test_at_the_start_and_after_an_outage_rows_of_the_last_minute_are_found(server, bus):
-    bus("young", age=lookup.OVERLAP / 2)
-    bus("old", age=lookup.OVERLAP * 2)
-    backlog = AskedBacklog(server)
-    assert backlog.missed("bus") == ["young"]
-    assert backlog.missed("bus") == []
-    assert backlog.missed("bus", overlap=True) == ["young"]
-
-
 def test_what_was_heard_shortly_before_the_loss_counts_as_missed(server, backlog, bus):
     bus("long ago")
     for channel in ("before the last sign of life", "after it"):

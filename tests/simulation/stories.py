@@ -113,22 +113,6 @@ def leader_that_stands_still_is_left(addon):
 
 
 @_story
-def busy_machine_parts_nobody(addon):
-    """If all processes of a machine get no CPU for 4 s at a time, no follower leaves: no line in the log."""
-    world = _begin(addon, [GEVENT, GEVENT, CRON])
-    before = len(world.watch.lines)
-    for _time in range(5):
-        for process in world.odoos:
-            process.stop()
-        world.advance(4)
-        for process in world.rng.sample(world.odoos, 3):
-            process.go_on()
-            world.advance(0.05)
-        world.advance(10)
-    return len(world.watch.lines) - before, 0
-
-
-@_story
 def blocking_log_does_not_delay_the_reconnect(addon):
     """With a log handler that takes 8 s for each line, a lost listener hears again within a second."""
     # So much is sent, and connecting takes so long, that something is missed meanwhile and has to be looked up.

@@ -8,11 +8,27 @@ import pytest
 import yaml
 
 from bus_alt_connection import settings
-from tests.support.deployment import LOAD, direct_address
+from stack.odoo import default_load
 
 PROJECT = Path(__file__).resolve().parents[2]
 KUBERNETES = PROJECT / "docs" / "kubernetes.yaml"
 TEXTS = [PROJECT / "README.rst", *sorted(PROJECT.glob("docs/*.rst")), *sorted(PROJECT.glob("bus_alt_connection/*.rst"))]
+#: how Odoo is to be started
+LOAD = "--load=%s,bus_alt_connection" % default_load("19.0")
+
+
+def direct_address(environment):
+    """Return the address that the listeners get from these variables."""
+    found = settings.read({name: value for name, value in environment.items() if value}, {})
+    assert found.errors == found.warnings == []
+    return settings.address(found.connection)
+
+
+def test_compose_sends_the_listeners_to_the_server_and_the_rest_to_the_pooler():
+    odoo = yaml.safe_load((PROJECT / "demo" / "compose.yaml").read_text())["services"]["odoo"]
+    assert direct_address(odoo["environment"]) == "db:5432"
+    assert "%(HOST)s:%(PORT)s" % odoo["environment"] == "pgbouncer:6432"
+    assert LOAD in odoo["command"]
 
 
 def test_kubernetes_takes_our_objects():

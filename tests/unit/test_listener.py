@@ -19,7 +19,7 @@ from bus_alt_connection.listener import (
     DirectSession,
     Listener,
 )
-from bus_alt_connection.log import CONFIRMED, FAILED, LOST, UNHEARD
+from bus_alt_connection.log import CONFIRMED, LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
 from tests.unit.fakes import FakeFeed, connected
 
@@ -83,20 +83,6 @@ def test_a_session_that_is_lost_or_given_up_is_replaced_and_that_is_an_event(fak
     fake.notify("imbus", '["a"]')
     assert feed.get() == ("imbus", '["a"]')
     assert listener.session is kept and kept.confirmed is None and fake.connects == 2
-
-
-def test_it_connects_until_it_succeeds_and_each_failure_is_an_event(fake, events, listen, feed):
-    errors = [OSError("Too many files"), psycopg2.OperationalError("is a standby")]
-
-    def connect(_listener):
-        if errors:
-            raise errors.pop()
-        return fake.connect()
-
-    listener = listen(feed, connect=connect)
-    assert events.expect(FAILED).reason == "is a standby" and events.expect(FAILED).reason == "Too many files"
-    connected(listener)
-    assert not listener.failed
 
 
 def test_a_confirmation_is_an_event_once_for_the_same_channels(fake, events, listen, feed):

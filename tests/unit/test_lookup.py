@@ -79,10 +79,6 @@ def test_everything_else_is_executed_with_pg_catalog_as_its_path_and_with_limits
     assert check_table.startswith('SET LOCAL search_path = pg_catalog, pg_temp; LOCK TABLE "it\'s".bus_bus')
 
 
-def test_without_a_table_there_is_nothing_to_look_up():
-    assert look_up(Answers((None,))) == lookup.Found([], None, None)
-
-
 def test_a_look_up_goes_further_back_until_it_has_read_enough():
     part, whole = ("110:110:", 1, False, ["a"], []), ("110:110:", 1, True, ["a", "b"], [])
     found = look_up(Answers(("public",), (True, True, False, "d1"), part, whole))
@@ -93,16 +89,6 @@ def test_transactions_of_another_server_are_not_compared():
     other, by_date = ("5:5:", 2, True, [], []), ("5:5:", 2, True, ["a"], [])
     found = look_up(Answers(("public",), (True, True, False, "d1"), other, by_date))
     assert (found.channels, found.mark.moment) == (["a"], lookup.Moment("5:5:", 2))
-
-
-def test_a_look_up_begins_seconds_before_the_last_sign_of_life():
-    # The NOTIFY of what was committed before it may have been on its way to the session that was lost.
-    backlog = catchup.Backlog(None)
-    backlog.begin(0.0)
-    for at in (5.0, 100.0, 109.0, 115.0):
-        backlog.heard_up_to(lookup.Moment("100:100:", 1), at)
-    backlog.add_pending(["d1"], 120.0)
-    assert backlog._pending["d1"].since.at == 100.0
 
 
 def test_what_a_full_feed_drops_again_is_looked_up_again(fake, options):

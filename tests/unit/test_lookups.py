@@ -32,6 +32,7 @@ def test_databases_that_do_not_answer_delay_no_other_while_polling(settled):
         # The interval, and a second.
         watched.live(6)
         assert watched.feed.bus() == ['["%d"]' % number]
+    assert watched.status()["counters"]["notifications_caught_up"] == 5
 
 
 # How often ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 
@@ -174,34 +173,6 @@ def test_there_is_no_listener_without_supervisor_nor_the_reverse(installed, fake
     cursor = bus_loop(installed)
     assert ours() == THREADS
     cursor.close()
-
-
-def test_an_odoo_that_ends_is_listened_for_no_longer(installed):
-    installed.service_server.server.quit_signals_received = 1
-    cursors = []
-    for _ in range(3):
-        began = time.monotonic()
-        cursors.append(bus_loop(installed))
-        assert time.monotonic() - began < 1
-    wait_until(lambda: not ours(), 5)
-    assert installed.patch.supervisors() == []
-    for cursor in cursors:
-        cursor.close()
-
-
-def test_closing_during_a_check_ends_all_threads_at_once_without_a_warning(installed, fake, logged):
-    cursor = bus_loop(installed)
-    (one,) = installed.patch.supervisors()
-    wait_until(lambda: one.mode == supervisor.LISTENING, 5)
-    fake.silent.add("pooler")
-    logins = len(fake.logins)
-    # A new channel is checked at once.
-    cursor.execute("LISTEN orders")
-    cursor.commit()
-    wait_until(lambda: len(fake.logins) > logins, 5)
-    cursor.close()
-    wait_until(lambda: not ours(), 3)
-    assert not logged("can't tell")
 
 
 @pytest.mark.parametrize(

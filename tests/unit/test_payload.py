@@ -110,21 +110,6 @@ def test_a_name_is_one_identifier_whatever_is_in_it(name, quoted):
     assert quote(name) == quoted
 
 
-@pytest.mark.parametrize(
-    "name, quoted, plain",
-    [
-        ("A b", "A b", "a b"),
-        # PostgreSQL folds ASCII letters only.
-        ("Orders_Ä\u0130", "Orders_Ä\u0130", "orders_Ä\u0130"),
-        ("X" * 64, "X" * 63, "x" * 63),
-        # 62 bytes and a character of two, which does not fit.
-        ("X" * 62 + "é", "X" * 62, "x" * 62),
-    ],
-)
-def test_a_name_is_folded_and_truncated_as_postgresql_does(name, quoted, plain):
-    assert (fold(name), fold_plain(name)) == (quoted, plain)
-
-
 def test_a_name_that_utf_8_can_not_encode_is_refused():
     for function in (fold, fold_plain):
         with pytest.raises(ValueError):

@@ -18,14 +18,6 @@ def test_a_fork_has_no_listener_yet(odoo, monkeypatch):
     assert odoo.patch._here() is not of_parent
 
 
-def test_of_two_threads_that_begin_together_both_have_the_listeners_of_the_first(odoo, monkeypatch):
-    first = odoo.patch._here()
-    odoo.patch._processes.clear()
-    # The other thread is faster.
-    monkeypatch.setattr(odoo.patch, "_Process", lambda: odoo.patch._processes.update({os.getpid(): first}))
-    assert odoo.patch._here() is first
-
-
 def test_to_close_a_copy_in_a_fork_does_not_touch_the_listener(monkeypatch):
     removed = []
     listener = types.SimpleNamespace(listen=lambda feed, channels: None, remove=removed.append)

@@ -11,7 +11,6 @@ import time
 import uuid
 from types import SimpleNamespace
 
-import psycopg2
 import pytest
 from psycopg2.extensions import Notify
 
@@ -306,35 +305,6 @@ def test_a_leader_that_closes_drops_its_followers_though_its_thread_is_busy(lead
     leader.sharing.close()
     assert "is gone" in follower.events.expect(MOVED).reason
     go_on.set()
-
-
-def test_a_process_that_waits_for_its_leader_can_end(fake, process, leader, monkeypatch):
-    monkeypatch.setattr(sharing, "HEARTBEAT", 0.02)
-    fake.refuse()
-    fake.cut()
-    leader.events.expect(LOST)
-    waiting = process(waits=False)
-    expect(lambda: len(leader.listener._all_feeds()) == 2)
-    waiting.listener.close()
-    # The last that its thread does is to close this.
-    expect(lambda: waiting.listener.changes.fileno() == -1)
-
-
-def test_a_leader_that_stays_without_a_connection_is_left(fake, process, monkeypatch):
-    monkeypatch.setattr(sharing, "LONGEST_DELAY", 0.02)
-    is_refused = []
-
-    def direct():
-        if is_refused:
-            raise psycopg2.OperationalError("refused")
-        return fake.connect()
-
-    leader, follower = process(direct=direct), process()
-    is_refused.append(True)
-    fake.cut()
-    follower.events.expect(LOST)
-    expect(lambda: follower.in_force and not follower.is_follower)
-    assert leader.session is None and not follower.moves()
 
 
 # Leaders that are of no use -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Has Odoo 19.0 dispatch as Odoo 20.0 does (commit 3d9a63e0), in two gevent processes on one port.
+"""Has Odoo 19.0 dispatch as Odoo 20.0 does (commit 3d9a63e0).
 
 Its ``BusDispatcher`` makes a tuple of a channel, but not of lists inside it, and looks the channel up outside of its
 ``try``. After an error it pauses for 20 to 30 s. Its worker takes a cursor for each look-up.
@@ -8,27 +8,20 @@ import logging
 import queue
 import random
 import selectors
-import socket
 import threading
 
-from gevent import socket as gevent_socket
-from gevent.server import StreamServer
 from odoo import release
 from odoo.addons.bus import websocket
 from odoo.addons.bus.models import bus, ir_websocket
 from odoo.addons.bus.tools import orjson
-from odoo.service.server import PreforkServer
 from odoo.sql_db import db_connect
 
-GEVENTS = 2
 # Seconds
 POLL_TIMEOUT = 50
 ERROR_RETRY_DELAY = 20
 ERROR_RETRY_JITTER = 10
 
 _logger = logging.getLogger(__name__)
-_gevents = set()
-_spawn, _pop = PreforkServer.long_polling_spawn, PreforkServer.worker_pop
 
 
 class BusDispatcher(bus.ImDispatch):
@@ -78,34 +71,7 @@ class BusDispatcher(bus.ImDispatch):
                 one.trigger_notification_dispatching()
 
 
-def spawn(self):
-    while len(_gevents) < GEVENTS:
-        _spawn(self)
-        _gevents.add(self.long_polling_pid)
-
-
-def pop(self, pid):
-    if pid in _gevents:
-        _gevents.remove(pid)
-        # So that another is spawned.
-        self.long_polling_pid = None
-    _pop(self, pid)
-
-
-def listener(cls, address, backlog=None, family=socket.AF_INET):
-    """Return a socket at a port that others have as well, among which the kernel distributes those who connect."""
-    found = gevent_socket.socket(family=family)
-    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-        found.setsockopt(socket.SOL_SOCKET, option, 1)
-    found.bind(address)
-    found.listen(backlog or cls.backlog)
-    found.setblocking(0)
-    return found
-
-
 def post_load():
     # bus_alt_connection looks at it when it makes its listener.
     release.version_info = (20, *release.version_info[1:])
     bus.dispatch = ir_websocket.dispatch = websocket.dispatch = BusDispatcher()
-    PreforkServer.long_polling_spawn, PreforkServer.worker_pop = spawn, pop
-    StreamServer.get_listener = classmethod(listener)

@@ -3,7 +3,8 @@
 import logging
 import threading
 
-from odoo import http
+from odoo import SUPERUSER_ID, http
+from odoo.http import request
 
 from . import ways
 
@@ -16,6 +17,18 @@ class OtherListeners(http.Controller):
         """Start one of the listeners of ``ways``; it ends when it is notified of ``end``."""
         threading.Thread(target=_run, args=(getattr(ways, way), database), name=way, daemon=True).start()
         return "started"
+
+    # The load of a benchmark
+
+    @http.route("/other_listeners/read", type="http", auth="none")
+    def read(self):
+        request.env.cr.execute("SELECT pg_sleep(0.005)")
+        return "read"
+
+    @http.route("/other_listeners/send", type="http", auth="none")
+    def send(self, message):
+        request.env(user=SUPERUSER_ID)["bus.bus"]._sendone("load", "other_listeners", message)
+        return "sent"
 
 
 def _run(way, database):
