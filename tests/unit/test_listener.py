@@ -19,20 +19,14 @@ from bus_alt_connection.listener import (
     DirectSession,
     Listener,
 )
-from bus_alt_connection.log import CONFIRMED, LOST, UNHEARD
+from bus_alt_connection.log import LOST, UNHEARD
 from bus_alt_connection.payload import HEARTBEAT_CHANNEL
-from tests.unit.fakes import FakeFeed, connected
+from tests.unit.fakes import FakeFeed, FakeSession, connected
 
 
 @pytest.fixture
 def feed():
     return FakeFeed("imbus")
-
-
-def confirm(listener, *channels):
-    """Confirm the session, as the supervisor does; wait until the listener has noted that."""
-    listener.confirm(listener.session, frozenset(channels), 0.001)
-    assert listener.wait(lambda: listener.deaf_since is None, 5)
 
 
 # Life -----------------------------------------------------------------------------------------------------------------
@@ -85,21 +79,6 @@ def test_a_session_that_is_lost_or_given_up_is_replaced_and_that_is_an_event(fak
     assert listener.session is kept and kept.confirmed is None and fake.connects == 2
 
 
-def test_a_confirmation_is_an_event_once_for_the_same_channels(fake, events, listen, feed):
-    listener = listen(feed)
-    session = connected(listener)
-    for _ in range(3):
-        confirm(listener, "imbus")
-    assert events.expect(CONFIRMED).session is session and session.settled
-    listener.listen(feed, frozenset(["imbus", "more"]))
-    listener.wait_for_listen(feed, 5)
-    confirm(listener, "imbus", "more")
-    assert events.expect(CONFIRMED).reason == "imbus, more"
-    fake.cut()
-    events.expect(LOST)
-    assert listener.deaf_since is not None
-
-
 def test_through_a_pooler_it_listens_only_to_the_check_before_that_is_confirmed(fake, listen, feed):
     fake.pooled = True
     listener = listen(feed)
@@ -126,6 +105,35 @@ def test_a_token_counts_for_the_session_that_received_it(fake, events, listen, f
     assert listener.wait_for_token(second, 5) and not listener.wait_for_token(first, 5)
 
 
+def test_a_token_counts_that_is_read_late_and_behind_other_notifications(fake, listen, feed):
+    """As after this process was stopped: all of it is there already when the time is over."""
+    listener = listen(feed)
+    session = connected(listener)
+    parts = [[Notify(7, "imbus", '["a"]')], [Notify(7, session.check_channel, "token")]]
+    first_is_read, go_on, over_by_then = threading.Event(), threading.Event(), []
+
+    def receive():
+        if len(parts) == 1:
+            first_is_read.set()
+            go_on.wait(5)
+        # There is more to read.
+        session._waker.wake()
+        return parts.pop(0) if parts else FakeSession.receive(session)
+
+    def wait(condition, seconds):
+        if seconds:
+            first_is_read.wait(5)
+            over_by_then.append(condition())
+            go_on.set()
+            listener.wait(condition, 5)
+        return condition()
+
+    fake.settle()
+    session.receive = receive
+    listener.expect("token")
+    assert listener.wait_for_token(session, 0.0, wait) and over_by_then == [False]
+
+
 def test_it_ends_with_its_last_feed_which_may_be_garbage_collected(fake, events):
     listener = Listener("postgres", fake.connect, lambda: False, events)
     feeds, another = [FakeFeed("imbus")], FakeFeed("cron_trigger")
@@ -135,8 +143,9 @@ def test_it_ends_with_its_last_feed_which_may_be_garbage_collected(fake, events)
     thread.start()
     connected(listener)
     fake.listeners.append(listener)
-    fake.settle()
     listener.remove(another)
+    # Its thread has done what that woke it up for.
+    fake.settle()
     assert not listener.has_ended()
     feeds.clear()
     gc.collect()

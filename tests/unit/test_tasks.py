@@ -37,16 +37,6 @@ def noting(task, results):
         results.append(str(error))
 
 
-def test_deadlines_pass_at_the_same_time(running, fake, clock, pair):
-    results, began = [], fake.now
-    for number, task in enumerate([reading(pair[0], 0.3), reading(pair[1], 0.3), tasks.sleep(0.2)]):
-        running.start(noting(task, results))
-        assert len(running) == number + 1
-    while running:
-        running.run(fake.now + 60)
-    assert results == [None, False, False] and fake.now - began == pytest.approx(0.3, abs=0.001)
-
-
 def test_to_sleep_takes_no_descriptor():
     began = time.monotonic()
     tasks.finish(tasks.sleep(0.01))
