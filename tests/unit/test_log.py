@@ -13,7 +13,6 @@ from bus_alt_connection.log import (
     MOVED,
     UNHEARD,
     Event,
-    Journal,
     OutageLog,
     log_bug,
     redact,
@@ -118,16 +117,6 @@ def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     assert tell(FAILED, None, "refused") is None
     # The move is none of the attempts.
     assert "; the outage took 2.00 s and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
-
-
-# A journal
-
-
-def test_a_journal_that_nobody_writes_does_not_grow_without_limit():
-    journal = Journal(None)
-    for number in range(2 * log.LONGEST_JOURNAL):
-        journal.add(print, number)
-    assert len(journal._entries) == log.LONGEST_JOURNAL
 
 
 # Bugs and secrets

@@ -91,6 +91,16 @@ def test_transactions_of_another_server_are_not_compared():
     assert (found.channels, found.mark.moment) == (["a"], lookup.Moment("5:5:", 2))
 
 
+def test_a_look_up_begins_seconds_before_the_last_sign_of_life():
+    # The NOTIFY of what was committed before it may have been on its way to the session that was lost.
+    backlog = catchup.Backlog(None)
+    backlog.begin(0.0)
+    for at in (5.0, 100.0, 109.0, 115.0):
+        backlog.heard_up_to(lookup.Moment("100:100:", 1), at)
+    backlog.add_pending(["d1"], 120.0)
+    assert backlog._pending["d1"].since.at == 100.0
+
+
 def test_what_a_full_feed_drops_again_is_looked_up_again(fake, options):
     listener = types.SimpleNamespace(in_force=(None, {}), wanted={"imbus"}, dropped=0, lives=1)
     backlog = catchup.Backlog(fake.opening)
