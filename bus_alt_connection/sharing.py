@@ -357,7 +357,7 @@ class FollowerSession(Session):
 class Follower(object):
     """A process that follows this one: a feed of the leader's listener.
 
-    Any thread may call `put`, `tell`, `beat`, `drop` and `close`.
+    Any thread may call its methods.
     """
 
     #: a follower does not keep the listener alive
@@ -382,6 +382,10 @@ class Follower(object):
             self._send("[null, [%s]]" % ", ".join(texts[:count]))
             del texts[:count]
         return 0
+
+    def answer(self):
+        """Have the next `tell` send the leader's state even if it is unchanged: the follower waits for it."""
+        self._state = None
 
     def tell(self, facts, numbers):
         """Send the leader's state, unless it is unchanged."""
@@ -496,6 +500,7 @@ class Leader(object):
             return
         # A name that PostgreSQL refuses must not cost the other followers their session.
         valid = frozenset(name for name in names if _is_channel(name))
+        self._followers[connected].answer()
         self._listener.listen(self._followers[connected], valid)
 
     def _remove(self, selector, connected):

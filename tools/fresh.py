@@ -66,8 +66,7 @@ def try_system(suite):
     folder.chmod(0o755)
     try:
         command = [*_ENTER, *minimal_system(_PACKAGES, folder / "apt.conf")]
-        command += ["--customize-hook=" + hook for hook in hooks(SUITES[suite])]
-        command += [suite, "/dev/null", find_mirror()]
+        command += [*("--customize-hook=" + hook for hook in hooks(SUITES[suite])), suite, "/dev/null", find_mirror()]
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": {**variables(), "TMPDIR": folder}}
         log_path = FOLDER / (suite + ".log")
         with open(log_path, "w") as log, subprocess.Popen(command, stdout=log, **options) as process:

@@ -74,8 +74,7 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
 
 
 def test_a_first_connect_that_fails_is_an_error_and_counts_as_an_attempt(tell):
-    refused = "can't listen on database postgres: refused; trying again"
-    assert tell(FAILED, None, "refused") == ("ERROR", refused)
+    assert tell(FAILED, None, "refused") == ("ERROR", "can't listen on database postgres: refused; trying again")
     assert "and 2 attempt(s)." in tell(CONFIRMED, SESSION)[1]
 
 
@@ -87,9 +86,8 @@ def test_a_long_outage_has_a_line_each_minute(tell, clock):
             clock.now += 1
             lines.append(tell(FAILED, None, "refused"))
         lines = [line for line in lines if line]
-        assert len(lines) == 3
-        still = "still not listening on database postgres: refused (for 180 s, 180 attempts)"
-        assert lines[-1] == ("WARNING", still)
+        text = "still not listening on database postgres: refused (for 180 s, 180 attempts)"
+        assert len(lines) == 3 and lines[-1] == ("WARNING", text)
         tell(CONFIRMED, SESSION)
 
 

@@ -285,6 +285,14 @@ def test_all_move_to_the_first_gevent_process(fake, process, leader, follower):
     hear(fake, evented, leader, follower)
 
 
+def test_each_request_for_channels_is_answered_even_if_it_changes_nothing(leader, client):
+    """A follower that gives up a channel and wants it again at once waits for the answer to the second request."""
+    connected = client()
+    for _request in range(2):
+        connected.send(b'["imbus"]')
+        expect(lambda: "imbus" in str(json.loads(connected.recv(1 << 20))[0]))
+
+
 # Outages --------------------------------------------------------------------------------------------------------------
 
 
