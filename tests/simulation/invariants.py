@@ -160,7 +160,8 @@ class Watch:
         lines, now = self._lines[odoo], kernel.K.now
         while lines and lines[0] < now - 180:
             lines.popleft()
-        causes = sum(at > now - 240 for at in self._world.disturbances)
+        # On a slow path, sessions come and go for as long as it lasts.
+        causes = sum(at > now - 240 for at in self._world.disturbances) + math.isinf(self._world.faults_over)
         self.measure(LINES, len(lines), 3 * _MOST_LINES + _LINES_OF_A_FAULT * causes, odoo.name)
 
     def check_lost(self, patience):
