@@ -161,7 +161,7 @@ class Watch:
         while lines and lines[0] < now - 180:
             lines.popleft()
         # On a slow path, sessions come and go for as long as it lasts.
-        causes = sum(at > now - 240 for at in self._world.disturbances) + math.isinf(self._world.faults_over)
+        causes = sum(at > now - 240 for at in self._world.disturbances) + (self._world.faults_over > now - 180)
         self.measure(LINES, len(lines), 3 * _MOST_LINES + _LINES_OF_A_FAULT * causes, odoo.name)
 
     def check_lost(self, patience):
