@@ -45,10 +45,10 @@ def test_sigterm_ends_odoo_while_its_listener_tries_to_connect(variant):
         stack.proxy.refuse()
         stack.proxy.cut()
         # Some wait for the database when they end, without the addon as well: up to 14.0 cron workers for the answer of
-        # the pooler, and in 16.0 to 18.0, and in 19.1 with what it has of mail, a threaded server for that to the
-        # question of a websocket.
+        # the pooler, and from 16.0 on a threaded server for that to the question of a websocket (19.0 only if it is
+        # busy).
         series = series_number(stack.series)
-        if series >= 15 if stack.odoo.workers else series < 16 or series == 19:
+        if series >= 15 if stack.odoo.workers else series < 16:
             stack.server.kill()
         stack.odoo.wait_for_log("lost the listener of database postgres", mark)
 

@@ -22,9 +22,7 @@ def backlog(server):
 
 
 def test_the_search_path_that_another_client_left_in_the_pool_does_not_matter(server, backlog):
-    # From 1.26 on PgBouncer keeps it apart, on PostgreSQL 18, unless it is told to ignore it.
-    ignored = {"ignore_startup_parameters": "extra_float_digits,options,search_path"}
-    with PgBouncer(server, settings=ignored, databases={"x": "pool_size=1"}) as pooler:
+    with PgBouncer(server, databases={"x": "pool_size=1"}) as pooler:
         with contextlib.closing(pooler.connect("x")) as other, other.cursor() as cr:
             other.autocommit = True
             # As pg_dump does.
