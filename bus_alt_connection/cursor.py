@@ -169,8 +169,8 @@ class ListeningConnection(Feed):
     ``open_pooled()`` returns an ordinary cursor of Odoo. ``start_listening(feed)`` returns the
     `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
 
-    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`, which takes the
-    re-entrant lock ``Listener.changed``, see `listener`, and the lock of Odoo's pool, as closing any cursor does.
+    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`, which takes the re-entrant
+    lock ``Listener.changed``, see `listener`, and the lock of Odoo's pool, as closing any Odoo cursor does.
 
     All other attributes are those of the pooled connection.
     """

@@ -26,8 +26,8 @@ Locks. A thread that holds a lock of this list waits only for locks further down
 3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
    the set of feeds. The listener, the supervisor and threads of Odoo wait on this condition. It comes last, since the
    garbage collector may run a finalizer, which removes a feed, in a thread that holds any other lock. For the same
-   reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a listening cursor takes the lock
-   of Odoo's pool too, as that of any cursor of Odoo does.
+   reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a listening cursor also takes the
+   lock of Odoo's pool, as the finalizer of any Odoo cursor does.
 
 All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is atomic. This concerns
 the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`, `patch`, `log` and `sharing`,
