@@ -70,8 +70,8 @@ def _websocket_version():
 
 def health(odoo):
     """Return what the addon answers, None if it does not."""
-    with contextlib.suppress(OSError, ValueError), http_session() as session:
-        return session.get(odoo.event_url + "/bus_alt_connection/health", timeout=5).json()
+    with contextlib.suppress(OSError, ValueError):
+        return Odoo.health(odoo, 5)
     return None
 
 
