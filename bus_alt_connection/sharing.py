@@ -60,8 +60,8 @@ HEARTBEAT, SILENCE = 2.0, 4.5
 LONGEST_BEAT = HEARTBEAT + 0.5
 # Extra seconds for a silent leader, since its message may have arrived while this process was itself late.
 LAST_MOMENT = 0.3
-# AVOID_UNHEARD: seconds for which a process avoids a leader's session that never delivered a token.
-# AVOID_SILENT: seconds for which it avoids a leader that was silent, or a session that stopped delivering.
+# AVOID_SILENT: seconds for which a process avoids a leader that was silent, or a session that did not deliver a token.
+# AVOID_UNHEARD: seconds for which it avoids such a session if the first token failed to arrive again.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
 # may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
@@ -204,9 +204,10 @@ class Sharing(object):
             if session.silent:
                 self._avoided[session.leader_pid] = now + AVOID_SILENT
             elif session.unheard:
-                # A confirmed session did work once, so avoid it only briefly: its path may recover.
-                seconds = AVOID_UNHEARD if session.confirmed is None else AVOID_SILENT
-                self._avoided[session.identity()] = now + seconds
+                # Its path may be slow just now, so give it a second chance. A session that never delivers may be
+                # connected to another server.
+                never_worked = session.confirmed is None and session.identity() in self._avoided
+                self._avoided[session.identity()] = now + (AVOID_UNHEARD if never_worked else AVOID_SILENT)
             return
         if session.place in self._unproven:
             self._unproven.remove(session.place)
