@@ -1,6 +1,8 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Decide which databases to look up, when, and how many at a time. The module `lookup` queries each of them.
+"""Decide in which databases to look up missed notifications, when, and in how many at a time.
+
+The module `lookup` queries one database.
 
 Look-ups run side by side in the supervisor's thread, as `tasks`, so that a database that
 does not answer delays no other. There are two kinds: quick look-ups have a short deadline, and
@@ -8,7 +10,8 @@ several may run at a time; slow ones have a long deadline, and few may run at a 
 a look-up that failed or took long, the next one of that database is slow. After many
 failures, as when the pooler itself is down, look-ups are rare until one succeeds.
 
-Without an answer, only conclusive evidence (see `Backlog.forget`) or `PENDING_FOR` seconds end a pending look-up.
+A look-up that gets no answer stays pending for `PENDING_FOR` seconds, unless there is conclusive evidence that the
+database is gone, see `Backlog.forget`.
 """
 
 import collections
@@ -28,8 +31,8 @@ _logger = logging.getLogger(__name__)
 # Seconds. Odoo commits rows first and sends their NOTIFY in another transaction, so the NOTIFY may arrive up to
 # `MARGIN` seconds after its rows are visible in a snapshot.
 MARGIN = 10.0
-# Seconds: the deadlines of quick and of slow look-ups. Each limits one statement in the server. It also limits a quick
-# look-up as a whole; a slow one gets 10 s more.
+# Seconds: the deadlines of quick and of slow look-ups, for one statement in the server. A quick look-up as a whole has
+# the same deadline; a slow one as a whole gets 10 s more.
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
@@ -45,8 +48,8 @@ FAILURES_IN_A_ROW, SILENCE = 3, 10.0
 STUCK = 10.0
 # Seconds. Odoo deletes the rows of bus_bus after a day, so a look-up that was pending for longer would find nothing.
 PENDING_FOR = 86400.0
-# Look-ups take at most this part of the time while polling. But a database whose look-up was slow is looked up again
-# within LONGEST_PAUSE seconds, since the next look-up may be fast.
+# Look-ups take at most this part of the time while polling. But because of a slow look-up alone, the next one of that
+# database waits LONGEST_PAUSE seconds at most, since it may be fast.
 SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
 # A database that Odoo has not used for UNUSED seconds is polled only every UNUSED_INTERVAL seconds.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
@@ -122,7 +125,7 @@ class Backlog(object):
         self._lock = threading.Lock()
 
     def begin(self, now):
-        """Ignore all rows that are older than ``now``, unless this was called before."""
+        """Ignore rows from before ``now``, except for the last `lookup.OVERLAP` seconds; only the first call counts."""
         if self._began is None:
             self._began = now
 
@@ -136,14 +139,14 @@ class Backlog(object):
     def add_pending(self, databases, now, afresh=False):
         """Rows may have been missed in ``databases``: look them up at once, or after a delay if the last try failed.
 
-        ``afresh``: whether the server has just come back. Then look up at once, and further back by date as well.
+        ``afresh``: whether LISTEN was not in force until now. Then look up at once, and further back by date as well.
         """
         self.begin(now)
         for database in databases:
             pending = self._pending.get(database) or self._new(database, now, now)
             if afresh or pending.error is None:
                 pending = pending._replace(due=min(pending.due, now))
-            # The new tuple shows `_finish` that a look-up under way began before this call, so that it plans another.
+            # From the new tuple `_finish` sees that a look-up under way began before this call, and plans another.
             self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
 
     def poll(self, last_used, interval, now):

@@ -76,7 +76,8 @@ def main(arguments=None):
     problems = ["ERROR: " + text for text in configured.errors] + ["WARNING: " + text for text in configured.warnings]
     pooled = _examine_all("ordinary", own, problems)
     direct = None
-    # Without configuration, listeners use the same address as Odoo's cursors. What is wrong with it has been reported.
+    # Without configuration, listeners use the same address as Odoo's cursors. Anything wrong with it has been
+    # reported already.
     if not configured.refused and (configured.configured or pooled):
         direct = _examine_all("direct", configured.parameters(own), problems, pooled)
     if pooled:
@@ -160,7 +161,7 @@ def _examine_all(way, parameters, problems, pooled=None):
                 text += "; IMDISPATCHER_DB_DBNAME may name another one"
             unusable.append(text)
         _say(ROW % tuple([way] + fields + [log.redact(settings.address(attempt), attempt)]))
-    problems += ["WARNING: %s; passed over" % text if usable else "ERROR: " + text for text in unusable]
+    problems += ["WARNING: %s; skipped" % text if usable else "ERROR: " + text for text in unusable]
     return usable[0] if usable else None
 
 
@@ -248,8 +249,8 @@ def _number(options, name, default):
 def _left_behind(parameters):
     """Return a list of warnings: one if server connections of the pooler LISTEN, one if the notification queue fills.
 
-    A client that sends LISTEN through a pooler in transaction mode leaves it on a server connection. The listeners of
-    the addon never use these server connections.
+    A client that sends LISTEN through a pooler in transaction mode leaves it on a server connection. The addon's
+    listeners never use these server connections if they have an address of their own.
     """
     quickly = dict(parameters, connect_timeout=connection.PROBE_TIMEOUT)
     warnings = []

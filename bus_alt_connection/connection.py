@@ -1,6 +1,6 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Connect to PostgreSQL, wait with deadlines only, and examine what a connection leads to.
+"""Connect to PostgreSQL, never wait without a deadline, and examine what a connection leads to.
 
 psycopg2's ordinary connections wait in libpq without a limit. Under gevent, libpq's
 ``connect_timeout`` and lists of hosts do not work either. So the connections of this
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 5.0
 QUERY_TIMEOUT = 5.0
 # Whole seconds for each step of a quick test, such as `keeping_session`.
 PROBE_TIMEOUT = 1
-# A path that breaks silently is noticed after 15 + 3 * 5 seconds while it is idle, and after 10
+# A path that breaks silently is noticed after 15 + 3 * 5 seconds at most while it is idle; from libpq 12 on, after 10
 # while data is on the way. In seconds; tcp_user_timeout in milliseconds.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 if extensions.libpq_version() >= 120000:
@@ -60,15 +60,15 @@ Facts = collections.namedtuple("Facts", "address backend_pid pooled standby data
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
-    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and `examining` are
-    the same in the form of tasks (see `tasks`), with which one thread can wait for several connections.
+    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and `examining` do
+    the same as tasks (see `tasks`), so that one thread can wait for several connections.
 
     A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has passed. The connection
     is unusable then, and methods may also raise ``InterfaceError``. No message of a ``psycopg2.Error`` has a password
     or more than one line. If the server sent the error, ``sqlstate`` is its code.
     """
 
-    #: if true, the connection is given up, and no method waits for an answer any longer; any thread may set it
+    #: if true, the connection is given up, and waiting for an answer ends soon; any thread may set it
     fault = None
 
     def __init__(self, parameters):
@@ -196,7 +196,7 @@ def connect(parameters, session_type=Connection, last=()):
 
 
 def opening(parameters, session_type=Connection, last=()):
-    """A task: `connect`. Only the resolution of host names may block, and `Connection.prepare`."""
+    """A task: `connect`. Only name resolution and `Connection.prepare` may block."""
     reasons = []
     problems = []
     order = {known: number for number, known in enumerate(last)}
@@ -219,7 +219,7 @@ def place(parameters):
 def attempts(parameters):
     """Return a list of libpq keywords, one element for each address of each host.
 
-    When libpq connects without blocking, one deadline would have to do for all addresses of a name. As in libpq, one
+    So each address gets a deadline of its own; libpq has none while it connects without blocking. As in libpq, one
     port may apply to all hosts. Raises ``psycopg2.OperationalError`` if the numbers of hosts, addresses and ports do
     not match, or if no name can be resolved.
     """

@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """The cursor and the connection that a listener uses, in Odoo or in another addon.
 
-Such a listener executes LISTEN on a cursor of Odoo, selects on the cursor's connection
-``_cnx``, polls it, and takes notifications out of its ``notifies``. `listening_class` derives
+Such a listener executes LISTEN on an Odoo cursor, selects on the cursor's connection
+``_cnx``, polls it, and takes notifications from its ``notifies``. `listening_class` derives
 the class of such a cursor from Odoo's own; its connection is a `ListeningConnection`.
 
 - LISTEN and UNLISTEN go to the `listener.Listener` of the process. They need a pooled connection only if they have
@@ -43,7 +43,8 @@ _LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\
 # Odoo executes this before LISTEN. The addon's listener is connected to a primary or waits for one, so the answer
 # "false" needs no connection. Thus a cron thread can open its cursor during an outage.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
-# Odoo's own channels. After a gap, the supervisor looks up what the bus missed and wakes cron, so both miss nothing.
+# Odoo's own channels. After a gap, the supervisor looks up what the bus missed and wakes cron, so neither misses
+# anything.
 CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 
 
@@ -73,7 +74,7 @@ class Feed(object):
         self._relied_on_early = set()
 
     def put(self, notifications):
-        """Have ``notifications`` ready for the next `poll`, and wake the thread that selects.
+        """Queue ``notifications`` for the next `poll`, and wake the thread that selects.
 
         Return how many did not fit because nobody has called `poll`.
         """
@@ -99,7 +100,7 @@ class Feed(object):
         self._waker.wake()
 
     def tell(self, facts, numbers):
-        """Interrupt if LISTEN was lost and is in force again, since notifications in between are lost.
+        """Interrupt if notifications may be lost: LISTEN was not in force for a while, though the loop relied on it.
 
         ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Odoo's
         own channels have no gaps, see `CAUGHT_UP`.
@@ -112,7 +113,8 @@ class Feed(object):
         # In place, since Odoo's thread may add to it at the same time.
         self._relied_on_early.difference_update(numbers)
         if set(gaps) - CAUGHT_UP:
-            self.interrupt("the connection was replaced: notifications on channels other than Odoo's may be lost")
+            reason = "LISTEN was not in force for a while: notifications on channels other than Odoo's may be lost"
+            self.interrupt(reason)
 
     def rely(self, is_in_force):
         """Record that commit is about to return. From then on, Odoo's loop relies on the channels.
@@ -169,8 +171,8 @@ class ListeningConnection(Feed):
     ``open_pooled()`` returns an ordinary cursor of Odoo. ``start_listening(feed)`` returns the
     `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
 
-    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`, which takes the re-entrant
-    lock ``Listener.changed``, see `listener`, and the lock of Odoo's pool, as closing any Odoo cursor does.
+    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`. It takes the re-entrant lock
+    ``Listener.changed`` (see `listener`) and, like closing any Odoo cursor, the lock of Odoo's pool.
 
     All other attributes are those of the pooled connection.
     """
@@ -256,7 +258,10 @@ class ListeningConnection(Feed):
             self._listener.remove(self)
 
     def give_back(self, *_connection, **_keep_in_pool):
-        """Close this connection. A closing cursor gives its connection back to its pool; this object is both."""
+        """Close this connection.
+
+        A closing cursor gives its connection back to its pool; this object is the connection and the pool.
+        """
         self.close()
 
     # psycopg2 keeps these settings in the connection object, not in the server. So they are applied to each pooled
@@ -445,7 +450,7 @@ def turn(cursor, connection):
 
 
 def beginning(query):
-    """Return the beginning of ``query`` as text. It may have any type that Odoo's cursors execute."""
+    """Return the beginning of ``query`` as text. ``query`` may have any type that Odoo's cursors accept."""
     if isinstance(query, str):
         return query
     if isinstance(query, bytes):

@@ -4,30 +4,38 @@
 
 `Listener.run` is a loop: connect, serve the session until it ends, pause. It guarantees:
 
-- While one session lasts, each notification on a feed's channels is given to that feed once,
-  in the order of the server, from the moment when LISTEN is in force. Those that Odoo can't read are left out, and so
+- While one session lasts, each notification on a feed's channels is given to that feed once, in the order in which
+  the server sends them, from the moment when LISTEN is in force. Those that Odoo can't read are left out, and so
   are those for which the feed has no room.
-- A lost session is replaced, at once unless sessions were lost very often (see `Backoff`).
-  The supervisor looks up what was sent in between, see `catchup`. Feeds on channels that
-  catch-up does not cover are told of the gap.
+- A lost session is replaced, at once unless sessions were lost very often (see `Backoff`). `supervisor` says what
+  happens after a loss, in order. Feeds on channels that catch-up does not cover are told of the gap.
 - The loop ends only when the last feed of this process is gone, `close` was called, or Odoo stops.
 
 The supervisor checks whether notifications arrive: it sends a *token*, a notification with a random
 payload. A session that has received one is *confirmed*. See `supervisor`.
 
-Locks. A thread that holds a lock of this list waits only for locks further down in it:
+Locks. A thread that holds one of these locks waits only for locks further down the list:
 
-1. ``patch._Process.lock``: held during ``patch.install``, which may also wait for log handlers and
+1. ``patch._Process.lock``: a thread of Odoo holds it during ``patch.install``, which may also wait for log handlers and
    for the network; and, at the first LISTEN of a cursor, during ``patch._start_listening``, until a
    new listener's threads run.
-2. ``threads._locks``, ``Backlog._lock``, ``Follower._lock`` and ``Waker._lock``: each is held for a few
-   statements; ``threads._locks`` also until a new thread runs. No thread waits for one of these locks
-   while it holds another of them.
-3. ``Listener.changed``, a condition with a re-entrant lock. It protects the public attributes and
-   the set of feeds. The listener, the supervisor and threads of Odoo wait on this condition. It comes last, since the
-   garbage collector may run a finalizer, which removes a feed, in a thread that holds any other lock. For the same
-   reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a listening cursor also takes the
-   lock of Odoo's pool, as the finalizer of any Odoo cursor does.
+2. Four locks, each held for a few statements. No thread waits for one of them while it holds another of them.
+
+   - ``threads._locks``: threads that start a thread, which are Odoo's, and the listener's if it becomes a leader. It is
+     held until the new thread runs.
+   - ``Backlog._lock``: the supervisors.
+   - ``Follower._lock``: the listener's thread and the leader's.
+   - ``Waker._lock``: any thread, but only the one that reads the waker waits for it.
+
+3. ``Listener.changed``, a condition with a re-entrant lock: any thread. It protects the public attributes and
+   the set of feeds. The listener, the supervisor and threads of Odoo wait on this condition. No method of a feed, a
+   session or a waker is called under it.
+
+``changed`` comes last, since the garbage collector may run a finalizer, which removes a feed, in a thread that holds
+any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a
+listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. A thread that holds that
+lock may run a finalizer, which takes ``changed``, and the other way round. The two never wait for each other, since
+Python runs one garbage collection at a time.
 
 All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is atomic. This concerns
 the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`, `patch`, `log` and `sharing`,
@@ -57,8 +65,8 @@ from .waker import Waker
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two attempts to connect, after an attempt that failed, or after a loss when no immediate reconnect is
-# left: the first delay, and the longest. The delay doubles each time.
+# The first and the longest delay, in seconds, from one attempt to connect to the next: after a failed attempt, or after
+# a loss when no immediate reconnect is left. The delay doubles each time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 # How many lost sessions may be replaced without delay, and after how many seconds one more may be, see `Backoff`.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
@@ -91,21 +99,21 @@ class Listener(object):
     Feeds are held weakly. A feed has these attributes:
 
     - ``channels``: a set of names
-    - ``put(notifications)``, which returns for how many of them the feed had no room
-    - ``tell(facts, numbers)``, which is called with the `connection.Facts` on the session and the
-      feed's channels that are in force, each with the number of its LISTEN; with None and an empty dictionary while
-      there is no session that is trusted
+    - ``put(notifications)``, which returns how many of them did not fit
+    - ``tell(facts, numbers)``: ``facts`` are the `connection.Facts` about the session, and ``numbers`` maps those
+      channels of the feed that are in force to the numbers of their LISTENs. While no session is trusted, they are
+      None and ``{}``
     - ``local``: False if the feed is another process that follows this one, see `sharing`
 
     Other threads may read these attributes. ``changed`` is notified when one of them changes:
 
     - ``session``: the current session, None while there is none
-    - ``in_force``: the session, and the channels of local feeds that it LISTENs on, each with a
-      number that changes with each new LISTEN
+    - ``in_force``: the session, and the channels of local feeds that it LISTENs on, each with a number. A new number
+      means a new LISTEN, and so a gap: the supervisor looks up what was missed, and `cursor.Feed.tell` interrupts
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
-    - ``dropped``: how often a feed had no room for all of a batch of notifications, some of them of the bus
+    - ``dropped``: how many batches with notifications of the bus did not fit into every feed
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None, counters=None):
@@ -120,8 +128,8 @@ class Listener(object):
         self.lives = 0
         self.dropped = 0
         self.changed = threading.Condition()
-        #: readable after a change, for the supervisor, which waits for connections as well; the supervisor clears it
-        self.changes = Waker()
+        #: readable after a change; the supervisor, which waits for connections as well, clears it
+        self.supervisor_waker = Waker()
         self._connect = connect
         self._stopping = stopping
         self._at_end = at_end
@@ -152,7 +160,7 @@ class Listener(object):
         self.close()
         self._at_end()
         self._waker.close()
-        self.changes.close()
+        self.supervisor_waker.close()
 
     def _live(self):
         """Connect, serve the session until it ends, and report why.
@@ -207,7 +215,10 @@ class Listener(object):
                     self._waker.clear()
 
     def _listen(self, session):
-        """Make ``session`` LISTEN on the channels of all feeds, and tell each feed what is in force."""
+        """Make ``session`` LISTEN on its check channel and, once it is trusted, on those of all feeds.
+
+        Tell each feed what is in force.
+        """
         channels = {session.check_channel}
         if session.trusted:
             channels.add(HEARTBEAT_CHANNEL)
@@ -298,11 +309,12 @@ class Listener(object):
         if BUS_CHANNEL not in channels:
             # The notifications that wait are enough to start cron. Other listeners get an error, see `cursor.Feed.put`.
             if log.rarely("dropped"):
-                text = "the listener on %s does not fetch its notifications: %d wait, more are dropped"
+                text = "the listener on %s does not fetch its notifications: %d are waiting, further ones are dropped"
                 self._warn(text, names, FEED_SIZE)
             return
         if log.rarely("dropped bus"):
-            text = "Odoo's loop does not fetch its notifications: %d wait, more are dropped and looked up later"
+            text = "Odoo's loop does not fetch its notifications: %d are waiting, further ones are dropped and"
+            text += " looked up later"
             self._warn(text, FEED_SIZE)
         with self._change():
             self.dropped += 1
@@ -347,7 +359,7 @@ class Listener(object):
         return True
 
     def remove(self, feed):
-        """Stop serving ``feed``. Removing the last local feed closes the listener."""
+        """Stop serving ``feed``. The listener ends once it has no local feed, see `has_ended`."""
         with self._change():
             self._feeds.discard(feed)
         self.wake()
@@ -426,7 +438,7 @@ class Listener(object):
         self.wake()
 
     def replace(self, session, kind, reason):
-        """Make `run` end ``session`` and report this ``kind`` and ``reason``. Does nothing if the session has ended."""
+        """Make `run` end ``session`` and report this ``kind`` and ``reason``. A later session is not affected."""
         session.fault = kind, reason
         self.wake()
 
@@ -451,7 +463,7 @@ class Listener(object):
         with self.changed:
             yield
             self.changed.notify_all()
-        self.changes.wake()
+        self.supervisor_waker.wake()
 
 
 class Moved(psycopg2.OperationalError):
@@ -467,7 +479,7 @@ class Session(object):
     leader_pid = None
     #: the rank of that leader, see `sharing`
     rank = None
-    #: the channels on which LISTEN is in force
+    #: the channels on which LISTEN is in force, and those that the server refused
     channels = frozenset()
     #: the address of a direct session, see `connection.place`
     place = None
@@ -562,7 +574,7 @@ class DirectSession(Session, connection.Connection):
             # The queue of notifications may begin with a transaction whose status was removed. Fixed in PostgreSQL
             # 14.21, 15.16, 16.12, 17.8 and 18.2.
             if log.rarely("58P01"):
-                warn("a bug of PostgreSQL (%s) kept LISTEN from working; update the server", error)
+                warn("a bug in PostgreSQL (%s) kept LISTEN from working; update the server", error)
             self.execute("SELECT pg_catalog.pg_notification_queue_usage()")
             self.execute(statement)
 
@@ -586,8 +598,8 @@ class DirectSession(Session, connection.Connection):
         self.listen(self.channels, lambda *_warned_before: None)
 
     def explaining(self, examining_sender, sent_at, leaked):
-        # Examine both servers again, since one of them may have been restarted. If the path does not
-        # answer, do not try again: there is no time left in the check interval.
+        # Examine both servers again, since one of them may have been restarted. If a server can't be reached, do not
+        # try again: there is no time left in the check interval.
         try:
             quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
             another = yield from connection.opening(quickly)
@@ -598,7 +610,7 @@ class DirectSession(Session, connection.Connection):
             text = "nothing arrives from %s any more, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
         # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. If the
-        # address leads to a different server, that alone explains the missing token. A pooler in between may well keep
+        # address leads to a different server, that alone explains the missing token, even behind a pooler that keeps
         # the connection for us.
         pooled = leaked or (facts.pooled and facts.started == sender.started)
         if not pooled:
@@ -648,7 +660,7 @@ class Backoff(object):
             self._after_failures = _longer(self._after_failures)
             return _pause(self._after_failures, took)
         if lasted >= STEADY:
-            # The server worked, so start again with the shortest delay: it may restart several times.
+            # The server worked, so start again with the shortest delay, even if it is restarted several times.
             self._after_failures = 0.0
         if lasted > LONGEST_DELAY:
             self._after_losses = 0.0

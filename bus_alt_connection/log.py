@@ -2,7 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """The events of a listener, the log lines about them, and what never appears in a log line.
 
-An outage is logged when it begins, once a minute while it lasts, and when it is over.
+An outage is logged when it begins, once a minute while it lasts, and when it is over; besides, each new reason for
+which a token did not arrive.
 """
 
 import collections
@@ -22,7 +23,7 @@ LOG_DELAY = 0.5
 # long.
 LONGEST_JOURNAL = 1000
 
-#: libpq keywords whose values are shown to nobody
+#: libpq keywords whose values must never be shown
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 # Greedy, since a user who writes a password in the wrong place does not escape its characters.
 _URI_PASSWORD = re.compile(r"(://[^:/@\s]*:).*@", re.DOTALL)
@@ -50,8 +51,9 @@ COUNTERS = (
     "outage_seconds",
 )
 _TOTALS = (
-    "Since its start: %(outages)d outage(s), %(outage_seconds).2f s; %(notifications_received)d notification(s)"
-    " received, %(notifications_dropped)d dropped, %(notifications_caught_up)d caught up"
+    "Since the listener started: %(outages)d outage(s), %(outage_seconds).2f s;"
+    " %(notifications_received)d notification(s) received, %(notifications_dropped)d dropped,"
+    " %(notifications_caught_up)d caught up"
 )
 
 #: ``kind``: one of the above; ``session``: None if there was none; ``reason``: a string; for CONFIRMED,
@@ -114,7 +116,8 @@ class OutageLog(object):
         elif event.kind == MOVED:
             # Without a limit, leaders that come and go would fill the log; in an outage there are other lines.
             if self._began is None and rarely(("moved", self._database)):
-                _logger.info("the listener of database %s changes its connection: %s", self._database, event.reason)
+                text = "the listener of database %s is switching to another connection: %s"
+                _logger.info(text, self._database, event.reason)
         else:
             self._log_trouble(event)
 

@@ -15,8 +15,8 @@ import psycopg2
 
 from .payload import quote
 
-# If transaction ids prove nothing, a look-up selects rows by date, and from this many seconds earlier: at the start,
-# and after a failover, which may have lowered the ids.
+# Seconds by which a look-up by date begins earlier. Rows are selected by date if transaction ids prove nothing (at the
+# start, and after a failover, which may have lowered the ids), and after an outage in addition to them.
 OVERLAP = 60.0
 # The assumed maximum of rows with higher ids that become visible before a given row does.
 LATE_ROWS = 100000
@@ -152,7 +152,7 @@ def has_answered(error):
 def _finding(opened, timeout):
     """A task: begin a transaction and lock the table bus_bus.
 
-    Return its quoted name, None if there is no such table, and the name of the database that has it.
+    Return the table's quoted name and the name of its database; None for both if there is no such table.
     """
     begin = _BEGIN % (_LOCK_TIMEOUT, timeout * 1000)
     (schema,) = yield from opened.asking_row("%s; %s" % (begin, _FIND))

@@ -1,6 +1,6 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Patch Odoo so that LISTEN, and what arrives because of it, bypasses the pooler.
+"""Patch Odoo so that LISTEN, and the notifications that it brings, bypass the pooler.
 
 Each cursor of ``sql_db`` checks how its statements begin. If one of them is a LISTEN, the cursor becomes a listening
 cursor, see `cursor`. This applies to the bus of all series, to cron from 15.0 on, and to other addons. The jobs that a
@@ -8,10 +8,10 @@ cron thread runs have other cursors, which stay on the pooler.
 
 Odoo's own listeners have to start even while the pooler is down. They open their cursor in the very function that
 executes LISTEN. So if the function that opens a cursor has a LISTEN statement among its constants, the cursor is a
-listening cursor from the start. It needs no connection until it executes a statement other than LISTEN. If a system
-database is configured, connections to ``postgres`` go to it instead.
+listening cursor from the start, and has no pooled connection until it needs one, see `cursor`. If a system database is
+configured, connections to ``postgres`` go to it instead.
 
-On its way from PostgreSQL to Odoo's loop a notification passes::
+On its way from PostgreSQL to Odoo's loop, a notification passes through::
 
     connection.Connection -> listener.Listener -> cursor.Feed
 
@@ -188,12 +188,12 @@ def _take_past_pooler(cursor):
 
 
 def _is_elsewhere(odoo_connection):
-    """Return whether a ``Connection`` of Odoo has a URI, which other addons use for their own databases."""
+    """Return whether an Odoo ``Connection`` has a URI. Other addons use URIs for their own databases."""
     return "dsn" in odoo_connection.dsn
 
 
 def _listening_connection(odoo_connection, open_pooled):
-    """Return a `ListeningConnection` to the database of a ``Connection`` of Odoo."""
+    """Return a `ListeningConnection` to the database of an Odoo ``Connection``."""
     database = odoo_connection.dsn.get("database", odoo_connection.dbname)
     return ListeningConnection(open_pooled, functools.partial(_start_listening, database))
 
@@ -260,7 +260,7 @@ def _series():
 
 
 def _stopping():
-    """Return whether Odoo has been told to end."""
+    """Return whether Odoo has been told to shut down."""
     server = getattr(sys.modules.get("odoo.service.server"), "server", None)
     return bool(getattr(server, "quit_signals_received", 0))
 
@@ -280,7 +280,7 @@ def _asking_code():
 
 
 def _name(code):
-    """Return name and place of the function that ``code`` belongs to, for the log."""
+    """Return the name and location of the function that ``code`` belongs to, for the log."""
     return "%s (%s:%d)" % (code.co_name, code.co_filename, code.co_firstlineno)
 
 
@@ -308,7 +308,7 @@ def _report():
             tasks.finish(_opening(_options.system_database)).close()
         except (psycopg2.Error, OSError) as error:
             _logger.error("can't use database %s in place of postgres: %s", _options.system_database, error)
-    if _options.share:
+    if _options.share and not _options.refused:
         _report_sharing()
     pooled = settings.address(_pooled_parameters("postgres"))
     if _options.configured and not _options.refused:

@@ -6,7 +6,7 @@ import json
 import string
 
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
-# The channel of heartbeats, which a supervisor sends if its listener has received nothing for a long time.
+# The channel of heartbeats, which supervisors send, mostly if a listener has received nothing for a long time.
 HEARTBEAT_CHANNEL = "bus_alt_connection"
 
 # The deepest nesting of lists. Each JSON library has a limit of its own, which is higher.

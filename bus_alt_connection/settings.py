@@ -14,9 +14,16 @@ see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWOR
 
 ``NAME``, which some versions of OCA's addon use, means ``DBNAME``.
 
-Options of the connection fail closed: a wrong option may be the one that protects the connection, so no listener
-connects until that option is corrected. libpq checks most values when it connects. A wrong value of one of the addon's
-own options is replaced, see `_IF_WRONG`.
+A wrong value of one of the addon's own options is replaced, see `_IF_WRONG`. All others fail closed, as do unknown
+options: a wrong option may be the one that protects the connection. For example, the sslmode "requrie":
+
+- `read` notes the problem in ``errors`` and the name in ``refused``. `patch` logs the errors, and Odoo starts.
+- At each attempt to connect, `Settings.parameters` raises an error, before anything is sent. The listener's log has
+  "can't listen ...", and then one line a minute.
+- bus_bus is polled through the pooler, see `supervisor`, so users get messages late. The health check is "degraded".
+- Options are read once, so this lasts until the option is corrected and Odoo is restarted.
+
+libpq checks most values itself, at each attempt to connect. The result is the same, in libpq's words.
 """
 
 import difflib
@@ -214,7 +221,7 @@ def _problem(keyword, value):
     """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
-    # The server's messages would quote a URI or DSN as a name, and truncate it, so `redact` may miss its password.
+    # The server would take a URI or DSN for a name, and quote it truncated, so that `redact` might miss its password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in separate options."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):

@@ -61,14 +61,14 @@ LONGEST_BEAT = HEARTBEAT + 0.5
 # Extra seconds for a silent leader, since its message may have arrived while this process was itself late.
 LAST_MOMENT = 0.3
 # AVOID_SILENT: seconds for which a process avoids a leader that was silent, or a session that did not deliver a token.
-# AVOID_UNHEARD: seconds for which it avoids such a session if the first token failed to arrive again.
+# AVOID_UNHEARD: seconds for which it avoids such a session if it tried again, and even the first token did not arrive.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
 # may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
 # first one is of no use to them.
 _RANKS = ("evented", "evented-2", "plain", "plain-2")
-# Bytes: the most that any one message may have, and the most that a message of several notifications may have. A socket
-# refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
+# The size of the largest message that is read, and about that of the largest message with several notifications that is
+# sent, in bytes. A socket refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
 _LONGEST_MESSAGE, _BATCH = 1 << 20, 1 << 16
 # The addon's code identifies its version. Read it now: an update may replace the files of a running process.
 _CODE = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
@@ -117,7 +117,7 @@ class Sharing(object):
             # The followers find the better leader by themselves. If that leader has just lost its connection, this
             # process waits for it up to a minute, and could not serve followers meanwhile.
             self.close()
-        self._last = self._join_leader(listener) or self._direct(self._unproven)
+        self._last = self._join_leader(listener, self._names()) or self._direct(self._unproven)
         return self._last
 
     def better(self, session):
@@ -126,11 +126,11 @@ class Sharing(object):
         A better session is that of a better leader, or one with which this process becomes a leader. May take seconds.
         """
         leader = self._leader if session.leader_pid is None else session
-        for rank in self._reach:
+        for rank, name in enumerate(self._names()):
             if leader is not None and leader.rank == rank:
                 return False
             try:
-                FollowerSession(self._name(rank), rank, GREETING_TIMEOUT, self._to_avoid()).close()
+                FollowerSession(name, rank, GREETING_TIMEOUT, self._to_avoid()).close()
                 return True
             except ConnectionRefusedError:
                 # No process leads at this rank.
@@ -146,16 +146,16 @@ class Sharing(object):
             self._leader.close()
             self._leader = None
 
-    def _join_leader(self, listener):
+    def _join_leader(self, listener, names):
         """Return the session of the best leader; None if there is none, or this process leads."""
-        for rank in self._reach:
+        for rank, name in enumerate(names):
             own = rank in self._own_ranks
             # A leader that starts or ends holds its name for a moment without accepting followers.
             for _attempt in range(3 if own else 1):
-                if own and self._lead(listener, rank):
+                if own and self._lead(listener, rank, name):
                     return None
                 try:
-                    return self._follow(listener, rank)
+                    return self._follow(listener, rank, name)
                 except _LeaderEnded:
                     raise
                 except (ConnectionRefusedError, Moved):
@@ -165,14 +165,14 @@ class Sharing(object):
                     break
         return None
 
-    def _follow(self, listener, rank):
+    def _follow(self, listener, rank, name):
         """Stop leading and return a `FollowerSession`. Raises the exceptions of that class, or `_LeaderEnded`."""
         began = time.monotonic()
         # If a leader has no connection, all its followers wait for it to get one. The time is random, so that they do
         # not all give up at once.
         patience = LONGEST_DELAY * random.uniform(6, 12)
         try:
-            session = FollowerSession(self._name(rank), rank, patience, self._to_avoid(), listener.has_ended)
+            session = FollowerSession(name, rank, patience, self._to_avoid(), listener.has_ended)
         except Moved as error:
             if GREETING_TIMEOUT < time.monotonic() - began < patience:
                 raise _LeaderEnded(str(error)) from None
@@ -180,12 +180,12 @@ class Sharing(object):
         self.close()
         return session
 
-    def _lead(self, listener, rank):
+    def _lead(self, listener, rank, name):
         """Become a leader at ``rank``, unless this process leads already; return whether it leads there now."""
         if self._leader is not None:
             return self._leader.rank == rank
         try:
-            self._leader = Leader(listener, self._name(rank), rank)
+            self._leader = Leader(listener, name, rank)
         except (OSError, RuntimeError):
             # The name is taken, or there is no descriptor or thread left.
             return False
@@ -214,7 +214,13 @@ class Sharing(object):
         if session.confirmed is None:
             self._unproven.append(session.place)
 
-    def _name(self, rank):
+    def _names(self):
+        """Return the names of the leaders that this process may follow or be, the best rank first.
+
+        Raises ``psycopg2.OperationalError`` if options are refused.
+        """
+        if not self._reach:
+            return []
         own, env = self._parameters(), os.environ
         # Leave secrets out of the name: every user can see it, and could guess a password by computing the hash. A
         # process with a wrong password may share as well, since it runs as the same user and could read the right one.
@@ -222,7 +228,7 @@ class Sharing(object):
         alike += [(key, env[key]) for key in sorted(env) if key[:2] == "PG" and key not in ("PGPASSWORD", "PGAPPNAME")]
         identity = ascii([os.geteuid(), _namespaces(), alike]).encode()
         digest = hashlib.sha256(_CODE + identity).hexdigest()[:32]
-        return "\0bus_alt_connection/%s/%s" % (digest, _RANKS[rank])
+        return ["\0bus_alt_connection/%s/%s" % (digest, _RANKS[rank]) for rank in self._reach]
 
 
 class _LeaderEnded(Moved):
@@ -301,7 +307,7 @@ class FollowerSession(Session):
         return max(self._silent_at - time.monotonic(), 0.0)
 
     def _expect_another_heartbeat(self):
-        """Give a silent leader a moment once; after that, raise ``psycopg2.OperationalError``.
+        """Give a silent leader one more moment; if it stays silent, raise ``psycopg2.OperationalError``.
 
         If this process itself ran late, the machine may be busy, or may have been suspended. In that case the leader
         gets the time for one more heartbeat.
@@ -310,7 +316,7 @@ class FollowerSession(Session):
         if self._waits_longer:
             self.silent = True
             text = "%s, through which it listened, has been silent for %.1f s"
-            raise psycopg2.OperationalError(text % (self._leader, SILENCE))
+            raise psycopg2.OperationalError(text % (self._leader, now - self._read_at))
         self._waits_longer = True
         overslept = now - self._silent_at > 0.5
         self._silent_at = now + (LONGEST_BEAT if overslept else LAST_MOMENT)
@@ -373,7 +379,7 @@ class Follower(object):
         self._lock = threading.Lock()
 
     def put(self, notifications):
-        """Send ``notifications``. Return 0: a follower counts by itself what it drops."""
+        """Send ``notifications``. Return 0: each follower counts what it drops."""
         texts = [_text(each) for each in notifications]
         while texts:
             size, count = 0, 0
@@ -529,7 +535,7 @@ def _peer(connected):
 
     Containers with a shared network namespace can reach each other, and the same uid may be a different
     user there. So both processes have to be in the same namespaces. Linux reports pid 0 for a process
-    that the pid namespace of this one does not contain.
+    outside the pid namespace of this one.
     """
     pid, uid, _gid = struct.unpack("iII", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.geteuid() or pid <= 0 or _namespaces(pid) != _namespaces():

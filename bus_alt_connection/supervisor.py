@@ -3,10 +3,25 @@
 """Find out whether the listener receives what is sent, why not, and what it missed.
 
 `Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
-and writes the listener's log lines. So a notification of the bus is late by at most
-``check_interval`` if a path dies silently, and by about ``poll_interval`` while nothing listens.
+and writes the listener's log lines. So a notification of the bus is late by about ``check_interval`` at most if a path
+dies silently while the pooler works, and by about ``poll_interval`` while nothing listens.
 None is lost. Scheduled actions are up to a minute late while nothing listens: Odoo has a timer for them.
 Other channels may miss notifications; their listeners get an error, see `cursor.Feed.tell`.
+
+After a loss, in order:
+
+1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. A leader tells its followers
+   that it has no session, so they lose theirs as well.
+2. `sharing.Sharing.connect`, in that thread, returns a new session: at once, unless sessions were lost very often or
+   the server is down. A follower joins its leader again, and waits up to a minute for the leader's new session.
+3. `Listener._listen`, in that thread, LISTENs again. Each channel gets a new number in ``Listener.in_force``.
+4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` looks up all databases through the pooler,
+   from a mark before the loss on, and `Supervisor._deliver` puts what it finds into the feeds, while the next step goes
+   on. Cron is woken for each database.
+5. `Supervisor._check` sends a token. When it has arrived, the listener reports "listening again".
+
+While step 2 takes longer than `GRACE` seconds, `Supervisor._poll` makes the look-ups of step 4, until step 5 succeeds.
+Leader and followers do all this for themselves: a leader passes on what its session receives, nothing else.
 
 The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
 pooler that hangs must not delay a push. Checks and look-ups run side by side in that thread, as
@@ -34,14 +49,14 @@ _logger = logging.getLogger(__name__)
 LISTENING = "listening"
 #: The same, through the leader.
 SHARED = "shared"
-#: Notifications arrive late: bus_bus is polled or soon will be, if the bus listens; scheduled actions start by Odoo's
-#: own timer. The server or the path to it is down, or an option is wrong: see the log.
+#: Notifications arrive late: bus_bus is polled, or soon will be, if the bus is one of the listeners; Odoo's own timer
+#: starts scheduled actions. The server or the path to it is down, or an option is wrong: see the log.
 POLLING = "polling"
 #: Nothing arrives: the pooler is down as well, or polling is off.
 DEAF = "deaf"
 
-# Seconds to wait for a token after its commit: less if check_interval is below 15 s, see `Supervisor._patience`, and up
-# to one more in `listener.Listener.wait_for_token`.
+# Seconds to wait for a token after its commit; less if check_interval is below 15 s, see `Supervisor._patience`.
+# `listener.Listener.wait_for_token` may add up to one second.
 CHECK_TIMEOUT = 5.0
 # Seconds. Shorter intervals are raised to these, since each check or look-up is a login at the pooler.
 SHORTEST_CHECK_INTERVAL, SHORTEST_POLL_INTERVAL = 3.0, 1.0
@@ -131,7 +146,7 @@ class Supervisor(object):
         While look-ups are under way it waits for them, until one of them ends, the listener changes,
         another step is due or a `SLICE` is over.
         """
-        self.listener.changes.clear()
+        self.listener.supervisor_waker.clear()
         steps = (self._note_changes, self._check, self._wake_cron, self._poll, self._look_up, self._write_log)
         due = min([self._guarded(step, now) for step in steps])
         if self._tasks:
@@ -165,7 +180,7 @@ class Supervisor(object):
         }
 
     def _problem(self):
-        """Return what is wrong, in words that anybody may read; None if nothing is wrong."""
+        """Return what is wrong, in words that are safe to show to anybody; None if nothing is wrong."""
         mode = self.mode
         if mode == DEAF:
             return "notifications do not arrive"
@@ -190,8 +205,8 @@ class Supervisor(object):
         gained = {name for name, number in self._in_force[1].items() if before[1].get(name) != number}
         if BUS_CHANNEL in gained:
             self._backlog.add_pending(self._with_bus(), now, afresh=True)
-        # Do not wake cron for the first session if Odoo has just started: it would run at once instead of after its
-        # usual minute.
+        # Do not wake cron for the first session if this listener has just started: cron would run at once instead of
+        # after its usual minute.
         if CRON_CHANNEL in gained and (self.listener.lives > 1 or now - self._began > GRACE):
             self._cron_due = now
         if self._dropped == self.listener.dropped:
@@ -279,16 +294,16 @@ class Supervisor(object):
         pooled = yield from self._opening(self.listener.database)
         with contextlib.closing(pooled):
             facts = yield from pooled.examining()
-            began = time.monotonic()
             snapshot, queue_usage = yield from pooled.asking_row(_SNAPSHOT, columns=2)
             if queue_usage > MOST_QUEUE_USAGE and log.rarely("queue"):
                 yield from self._reporting_queue(pooled, queue_usage)
             moment = lookup.Moment(snapshot, facts.started)
             if proven and not self._needs_token(session, facts, now):
                 return _Attempt(moment, None, False)
+            sent_at = time.monotonic()
             yield from pooled.asking(NOTIFY, (self._token_channel(session, proven), token))
             leaked = any(each.payload == token for each in pooled.receive())
-            return _Attempt(moment, began, leaked)
+            return _Attempt(moment, sent_at, leaked)
 
     def _reporting_queue(self, pooled, usage):
         """A task: warn that the share ``usage`` of PostgreSQL's notification queue is in use."""
@@ -309,7 +324,7 @@ class Supervisor(object):
     def _token_channel(self, session, proven):
         # A session that has received no token yet may be behind a pooler that kept the LISTEN of another process. So
         # the first token goes to the check channel, on which only this session listens. Behind a pooler, the second
-        # token has to arrive on a channel that has the same name in all databases, as Odoo's channels have.
+        # token has to arrive on a channel that has the same name in all databases, as Odoo's channels do.
         if proven or (session.facts.pooled and session.confirmed is not None):
             return HEARTBEAT_CHANNEL
         return session.check_channel
@@ -415,7 +430,7 @@ class Supervisor(object):
         return now + RETRY
 
     def _run_tasks(self, until):
-        self._tasks.run(until, self.listener.changes)
+        self._tasks.run(until, self.listener.supervisor_waker)
         # A task has ended, the listener has changed, or something else is due.
         return 0.0
 
@@ -426,7 +441,7 @@ class Supervisor(object):
         """
         deadline = time.monotonic() + seconds
         while not condition() and not self.listener.has_ended():
-            self.listener.changes.clear()
+            self.listener.supervisor_waker.clear()
             now = time.monotonic()
             if condition() or now >= deadline:
                 break

@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Wait for several connections at once, in one thread or greenlet.
 
-A *task* is a generator. It yields a `Wait` whenever it has to wait. It is then sent True if the event has happened, or
-False, which comes at the deadline at the latest. Tasks call each other with ``yield from``.
+A *task* is a generator. It yields a `Wait` whenever it has to wait. It is then sent True if the event has happened,
+else False, at the deadline or earlier. Tasks call each other with ``yield from``.
 """
 
 import collections
@@ -13,7 +13,7 @@ import time
 
 import psycopg2
 
-# Seconds between two checks whether a wait has become pointless, see `connection.Connection.fault`.
+# How often, in seconds, to check whether a wait has become pointless, see `connection.Connection.fault`.
 _TICK = 0.5
 
 #: What a task waits for: an event of `selectors` on a file descriptor, at most until ``deadline`` (monotonic seconds).

@@ -167,8 +167,8 @@ def test_in_a_list_of_hosts_those_of_no_use_are_passed_over_and_named(run, serve
     output = run(odoo_conf(pooler), directly_to(server, **places))
     assert [row[1] for row in rows(output, "direct")] == ["standby", "-", "primary"]
     first, second = lines(output, "WARNING")
-    assert first.endswith(IS_STANDBY + "; passed over")
-    assert re.search("Connection refused.*; passed over$", second)
+    assert first.endswith(IS_STANDBY + "; skipped")
+    assert re.search("Connection refused.*; skipped$", second)
     assert verdict(output) == HEARD
     ports.release_port(closed)
 

@@ -25,12 +25,12 @@ def test_the_search_path_that_another_client_left_in_the_pool_does_not_matter(se
     with PgBouncer(server, databases={"x": "pool_size=1"}) as pooler:
         with contextlib.closing(pooler.connect("x")) as other, other.cursor() as cr:
             other.autocommit = True
-            # As pg_dump does.
-            cr.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+            # pg_dump sets an empty one. PgBouncer 1.26.1 can't give that back to its client, see docs/poolers.rst.
+            cr.execute("SET search_path = pg_catalog")
             write(server, "x", "one", age=0)
             assert AskedBacklog(pooler).missed("x") == ["one"]
             cr.execute("SHOW search_path")
-            assert cr.fetchone()[0].strip('"') == ""
+            assert cr.fetchone()[0] == "pg_catalog"
         # Nor is anything left there by the look-up, or thrown away.
         assert "client disconnect" not in pooler.log()
 

@@ -11,7 +11,7 @@ from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records
 
 _LISTENS = re.compile(r"listening(?: again)? on [^(]*?(?: through process (\d+))? at \S+ \(database postgres, ")
-_ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres changes its connection")
+_ENDS = re.compile(r"lost the listener|can't listen|the listener of database postgres is switching to another")
 # Of the record, what tells who wrote it: the process, and "cron0" in the message or, in 20.0, in the logger's name.
 _LOOKED_FOR_JOBS = re.compile(r" (\d+) DEBUG \S+ (odoo\.service\.server\S* .*?)polling for jobs")
 _NAME = "@bus_alt_connection/"

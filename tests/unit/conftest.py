@@ -214,5 +214,5 @@ def _end(listeners):
     # The garbage collector would, and complain.
     for listener in listeners:
         listener._waker.close()
-        listener.changes.close()
+        listener.supervisor_waker.close()
     gc.collect()

@@ -64,13 +64,13 @@ def test_an_outage_has_a_line_when_it_begins_and_one_when_it_ends(tell, clock):
     assert tell(FAILED, None, "refused") is None
     clock.now += 2.5
     tell.counters.update(notifications_received=5, notifications_caught_up=1)
-    totals = ". Since its start: 1 outage(s), 2.50 s; 5 notification(s) received, 0 dropped, 1 caught up"
+    totals = ". Since the listener started: 1 outage(s), 2.50 s; 5 notification(s) received, 0 dropped, 1 caught up"
     took = "; the outage took 2.50 s and 2 attempt(s)"
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening again " + LISTENING + took + totals)
     assert tell(CONFIRMED, SESSION) == ("INFO", "listening " + LISTENING)
     tell(LOST, SESSION, "server closed the connection")
     clock.now += 1
-    assert "Since its start: 2 outage(s), 3.50 s;" in tell(CONFIRMED, SESSION)[1]
+    assert "Since the listener started: 2 outage(s), 3.50 s;" in tell(CONFIRMED, SESSION)[1]
 
 
 def test_a_first_connect_that_fails_is_an_error_and_counts_as_an_attempt(tell):
@@ -101,7 +101,7 @@ def test_what_an_operator_has_to_mend_is_an_error_once_in_each_outage(tell):
 
 def test_a_move_neither_begins_an_outage_nor_ends_one(tell, clock):
     tell(CONFIRMED, SESSION)
-    moves = "INFO", "the listener of database postgres changes its connection: there is a better one"
+    moves = "INFO", "the listener of database postgres is switching to another connection: there is a better one"
     assert tell(MOVED, SESSION, "there is a better one") == moves
     assert tell(MOVED, SESSION, "there is a better one") is None
     following = SimpleNamespace(**dict(vars(SESSION), leader_pid=7))

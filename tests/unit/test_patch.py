@@ -208,7 +208,7 @@ def test_with_a_wrong_setting_odoo_starts_and_nothing_connects(odoo, fake, monke
     for _ in range(2):
         odoo.patch.install()
     assert len(logged("IMDISPATCHER_DB_SSLMODE", "No listener connects until this is corrected")) == 1
-    assert not logged("listeners go to")
+    assert not logged("listeners go to") and not logged("share a direct connection")
     odoo.patch._here().databases.add("x")
     cursor = bus_loop(odoo)
     (one,) = odoo.patch.supervisors()

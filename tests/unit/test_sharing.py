@@ -114,7 +114,7 @@ def follower(leader, process):
 @pytest.fixture
 def name(parameters):
     """Return a function that returns the name of the leader at a rank."""
-    return Sharing(None, lambda: parameters, True, False)._name
+    return Sharing(None, lambda: parameters, True, False)._names().__getitem__
 
 
 @pytest.fixture
@@ -479,7 +479,7 @@ def test_a_process_that_can_not_lead_for_want_of_resources_listens_and_leads_lat
 
 def _name_with(**changed):
     own = {"host": "db-01", "port": 5432, "user": "odoo", "dbname": "postgres", "sslmode": "prefer"}
-    return Sharing(None, lambda: {**own, **changed}, True, False)._name(PLAIN)
+    return Sharing(None, lambda: {**own, **changed}, True, False)._names()[PLAIN]
 
 
 def test_a_process_that_differs_in_parameters_environment_code_user_or_namespaces_is_a_stranger(monkeypatch):
