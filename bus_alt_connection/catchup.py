@@ -36,7 +36,7 @@ MARGIN = 10.0
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
-# Seconds until a database that did not answer is asked again: at first, and at most. The delay doubles.
+# Seconds until a database whose slow look-up failed is asked again: at first, and at most. The delay doubles.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 # A budget of look-ups without an answer: its size, how much it grows per second, and how much of it is reserved for
 # quick look-ups. When it is used up, look-ups wait.
@@ -48,8 +48,8 @@ FAILURES_IN_A_ROW, SILENCE = 3, 10.0
 STUCK = 10.0
 # Seconds. Odoo deletes the rows of bus_bus after a day, so a look-up that was pending for longer would find nothing.
 PENDING_FOR = 86400.0
-# Look-ups take at most this part of the time while polling. But because of a slow look-up alone, the next one of that
-# database waits LONGEST_PAUSE seconds at most, since it may be fast.
+# Look-ups take at most this part of the time while polling. But a single slow look-up delays the next one of its
+# database by at most LONGEST_PAUSE seconds, since that one may be fast.
 SHARE_OF_TIME, LONGEST_PAUSE = 0.1, 60.0
 # A database that Odoo has not used for UNUSED seconds is polled only every UNUSED_INTERVAL seconds.
 UNUSED, UNUSED_INTERVAL = 3600.0, 600.0
@@ -108,7 +108,7 @@ class Backlog(object):
         self._marks = {}
         #: database -> the server's own name for it and the server's start time, as of the last look-up
         self._reached = {}
-        #: database -> monotonic seconds at which its last successful look-up began, and the seconds that look-ups take
+        #: database -> monotonic time at which its last successful look-up began, and the seconds that look-ups take
         self._asked = {}
         #: database -> seconds that its last look-up took
         self._took = {}

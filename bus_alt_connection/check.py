@@ -5,11 +5,11 @@
 
     python3 path/to/bus_alt_connection/check.py -c /etc/odoo/odoo.conf
 
-The program needs Python and psycopg2, but no Odoo. It reads odoo.conf and the environment as Odoo
+The program needs Python and psycopg2, but not Odoo. It reads odoo.conf and the environment as Odoo
 and the addon do, so run it as Odoo's user and in Odoo's environment. It opens a pooled
 connection, as Odoo's cursors do, and a direct connection, as the listeners do. It prints
 what each of them leads to, and sends a notification on the pooled connection, which has to
-arrive on the direct one. The notification has a channel of its own, so no process of Odoo
+arrive on the direct one. The notification has its own channel, so no Odoo process
 receives it.
 
 The exit code is 0 if all is well; 1 if there are errors, with a line for each; 2 if the

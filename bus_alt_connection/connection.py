@@ -65,7 +65,7 @@ class Connection(object):
 
     A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has passed. The connection
     is unusable then, and methods may also raise ``InterfaceError``. No message of a ``psycopg2.Error`` has a password
-    or more than one line. If the server sent the error, ``sqlstate`` is its code.
+    or more than one line. If the server answered a statement with the error, ``sqlstate`` is its code.
     """
 
     #: if true, the connection is given up, and waiting for an answer ends soon; any thread may set it

@@ -100,7 +100,7 @@ class Feed(object):
         self._waker.wake()
 
     def tell(self, facts, numbers):
-        """Interrupt if notifications may be lost: LISTEN was not in force for a while, though the loop relied on it.
+        """Interrupt if notifications may have been lost, since the loop relied on LISTEN while it was not in force.
 
         ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Odoo's
         own channels have no gaps, see `CAUGHT_UP`.
@@ -168,7 +168,7 @@ class Feed(object):
 class ListeningConnection(Feed):
     """The connection of a listening cursor, for as long as that cursor is open.
 
-    ``open_pooled()`` returns an ordinary cursor of Odoo. ``start_listening(feed)`` returns the
+    ``open_pooled()`` returns an ordinary Odoo cursor. ``start_listening(feed)`` returns the
     `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
 
     `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`. It takes the re-entrant lock
@@ -351,7 +351,7 @@ class _ListeningCursor(object):
 
     @property
     def _obj(self):
-        """psycopg2's cursor. Odoo expects it to exist at any time, so reading this attribute opens it."""
+        """psycopg2's cursor. Odoo expects it to exist at all times, so reading this attribute opens it."""
         if self._is_closing:
             return _Closed()
         cursor = self._cnx.pooled()._obj
@@ -434,7 +434,7 @@ NO_POOL = _NoPool()
 
 @functools.lru_cache()
 def listening_class(base):
-    """Return the class of listening cursors that is derived from ``base``, the ``Cursor`` of a series of Odoo."""
+    """Derive the class of listening cursors from ``base``, the ``Cursor`` of Odoo, and return it."""
     return type("ListeningCursor", (_ListeningCursor, base), {})
 
 

@@ -16,26 +16,29 @@ payload. A session that has received one is *confirmed*. See `supervisor`.
 
 Locks. A thread that holds one of these locks waits only for locks further down the list:
 
-1. ``patch._Process.lock``: a thread of Odoo holds it during ``patch.install``, which may also wait for log handlers and
-   for the network; and, at the first LISTEN of a cursor, during ``patch._start_listening``, until a
-   new listener's threads run.
-2. Four locks, each held for a few statements. No thread waits for one of them while it holds another of them.
+1. ``patch._Process.lock``: one of Odoo's threads holds it during ``patch.install``, which may also wait for log
+   handlers and the network, and during ``patch._start_listening`` (at the first LISTEN of a cursor), which waits until
+   a new listener's threads run.
+2. Four locks. No thread waits for one of them while it holds another of them.
 
-   - ``threads._locks``: threads that start a thread, which are Odoo's, and the listener's if it becomes a leader. It is
-     held until the new thread runs.
-   - ``Backlog._lock``: the supervisors.
-   - ``Follower._lock``: the listener's thread and the leader's.
+   - ``threads._locks``: any thread that starts another, until that one runs: Odoo's threads, and the listener's when it
+     becomes a leader.
+   - ``Backlog._lock``: the supervisors, while they choose a database, not while they look it up.
+   - ``Follower._lock``: the listener's thread and the leader's, around a ``send`` that never blocks.
    - ``Waker._lock``: any thread, but only the one that reads the waker waits for it.
 
 3. ``Listener.changed``, a condition with a re-entrant lock: any thread. It protects the public attributes and
-   the set of feeds. The listener, the supervisor and threads of Odoo wait on this condition. No method of a feed, a
-   session or a waker is called under it.
+   the set of feeds. The listener waits on this condition between two sessions, the supervisor for news, and threads of
+   Odoo until LISTEN is in force. No method of a feed, a session or a waker is called under it.
 
 ``changed`` comes last, since the garbage collector may run a finalizer, which removes a feed, in a thread that holds
 any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a
 listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. A thread that holds that
 lock may run a finalizer, which takes ``changed``, and the other way round. The two never wait for each other, since
 Python runs one garbage collection at a time.
+
+`sharing.Sharing` has no lock: the listener's thread calls `connect` and `close`, and `better` only reads. A forked
+child has locks of its own, see ``patch._processes``.
 
 All else relies on the GIL, under which one operation on a deque, set, dictionary or attribute is atomic. This concerns
 the queues of `cursor.Feed` and `log.Journal`; the sets and dictionaries of `catchup`, `patch`, `log` and `sharing`,
@@ -68,7 +71,8 @@ _logger = logging.getLogger(__name__)
 # The first and the longest delay, in seconds, from one attempt to connect to the next: after a failed attempt, or after
 # a loss when no immediate reconnect is left. The delay doubles each time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# How many lost sessions may be replaced without delay, and after how many seconds one more may be, see `Backoff`.
+# How many lost sessions may be replaced without delay, and how many seconds it takes until one more may be; see
+# `Backoff`.
 IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
 # A session that lasted this many seconds proves that the server worked.
 STEADY = 2.0
@@ -108,12 +112,12 @@ class Listener(object):
     Other threads may read these attributes. ``changed`` is notified when one of them changes:
 
     - ``session``: the current session, None while there is none
-    - ``in_force``: the session, and the channels of local feeds that it LISTENs on, each with a number. A new number
+    - ``in_force``: the session, and those of its channels that local feeds want, each with a number. A new number
       means a new LISTEN, and so a gap: the supervisor looks up what was missed, and `cursor.Feed.tell` interrupts
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
-    - ``dropped``: how many batches with notifications of the bus did not fit into every feed
+    - ``dropped``: how many batches with notifications of the bus overflowed at least one feed
     """
 
     def __init__(self, database, connect, stopping, journal, series=0, at_end=lambda: None, counters=None):
@@ -616,7 +620,8 @@ class DirectSession(Session, connection.Connection):
         if not pooled:
             pooled = (yield from connection.keeping_session(self.parameters)) is False
         facts = facts._replace(pooled=pooled)
-        if not facts.pooled and facts.started != self.facts.started and facts.started == sender.started:
+        if not facts.pooled and facts.started != self.facts.started:
+            # Odoo's server may have changed as well since then: so give advice only if the next session hears nothing.
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)
 
@@ -624,7 +629,7 @@ class DirectSession(Session, connection.Connection):
 def _is_about_names(error):
     """Return whether PostgreSQL refused a statement because of a name in it.
 
-    SQLSTATE class 22 stands for characters that the encoding lacks, the other codes for names.
+    SQLSTATE class 22 means that the encoding lacks a character, the other codes that a name is invalid.
     """
     sqlstate = error.sqlstate or ""
     return sqlstate.startswith("22") or sqlstate in ("42601", "42602", "42622")

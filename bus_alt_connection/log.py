@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """The events of a listener, the log lines about them, and what never appears in a log line.
 
-An outage is logged when it begins, once a minute while it lasts, and when it is over; besides, each new reason for
-which a token did not arrive.
+An outage is logged when it begins, once a minute while it lasts, and when it is over. So is each new reason why a token
+did not arrive.
 """
 
 import collections
@@ -17,7 +17,8 @@ _logger = logging.getLogger(__name__)
 
 # Seconds between two log lines about the same problem.
 REMINDER = 60.0
-# Seconds that a line waits in a `Journal` unless all is calm: reconnecting, checking and catching up come first.
+# Seconds that a line waits in a `Journal` during an outage or look-ups: reconnecting, checking and catching up come
+# first.
 LOG_DELAY = 0.5
 # Lines that a `Journal` keeps. When it is full, the oldest is dropped. It fills up only if a log handler blocks for
 # long.
@@ -41,8 +42,8 @@ UNHEARD = "unheard"
 #: ``session`` is given up for another one, without an outage
 MOVED = "moved"
 
-#: what a listener counts from its start on: notifications on the channels that this process listens on; those that did
-#: not fit into a feed; channels that were looked up in bus_bus and delivered; outages that are over; their seconds
+#: what a listener counts from its start: notifications on the channels that this process listens on; those that did
+#: not fit into a feed; channels that were looked up in bus_bus and delivered; outages that are over; their length
 COUNTERS = (
     "notifications_received",
     "notifications_dropped",
@@ -81,7 +82,7 @@ class Journal(object):
 
     @property
     def due(self):
-        """Monotonic seconds at which to call `write`; infinite if there is nothing to write."""
+        """Monotonic time at which to call `write`; infinite if there is nothing to write."""
         with contextlib.suppress(IndexError):
             return self._entries[0][0]
         return float("inf")

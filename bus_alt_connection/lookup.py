@@ -15,8 +15,8 @@ import psycopg2
 
 from .payload import quote
 
-# Seconds by which a look-up by date begins earlier. Rows are selected by date if transaction ids prove nothing (at the
-# start, and after a failover, which may have lowered the ids), and after an outage in addition to them.
+# Seconds that a look-up by date reaches back beyond the mark. Dates select the rows if transaction ids prove nothing
+# (at the start, and after a failover, which may have lowered the ids). After an outage, both are used.
 OVERLAP = 60.0
 # The assumed maximum of rows with higher ids that become visible before a given row does.
 LATE_ROWS = 100000

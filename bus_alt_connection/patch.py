@@ -266,7 +266,7 @@ def _stopping():
 
 
 def _is_prefork():
-    """Return whether this Odoo has several processes, each of which does one thing at a time."""
+    """Return whether Odoo runs as several processes, each of which has few threads."""
     return bool(tools.config.get("workers")) or getattr(odoo, "evented", False)
 
 

@@ -17,10 +17,12 @@ see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWOR
 A wrong value of one of the addon's own options is replaced, see `_IF_WRONG`. All others fail closed, as do unknown
 options: a wrong option may be the one that protects the connection. For example, the sslmode "requrie":
 
-- `read` notes the problem in ``errors`` and the name in ``refused``. `patch` logs the errors, and Odoo starts.
-- At each attempt to connect, `Settings.parameters` raises an error, before anything is sent. The listener's log has
-  "can't listen ...", and then one line a minute.
-- bus_bus is polled through the pooler, see `supervisor`, so users get messages late. The health check is "degraded".
+- `read` notes the problem in ``errors`` and the name in ``refused``. `patch` logs "IMDISPATCHER_DB_SSLMODE is not an
+  sslmode. Did you mean require? No listener connects until this is corrected". Odoo starts.
+- At each attempt to connect, `Settings.parameters` raises an error before anything is sent, be it to PostgreSQL or to a
+  leader. The log has "can't listen on database ...", and then "still not listening" once a minute.
+- `supervisor` polls bus_bus through the pooler. So users get messages a few seconds late, and scheduled actions start
+  up to a minute late. The health check is "degraded" (200); if polling is off, it is "fail" (503).
 - Options are read once, so this lasts until the option is corrected and Odoo is restarted.
 
 libpq checks most values itself, at each attempt to connect. The result is the same, in libpq's words.

@@ -13,8 +13,8 @@ nothing has to be negotiated or cleaned up. There are several names, see `_RANKS
 them from the best to the worst: if it can't use the leader at one name, it tries the next.
 
 - A follower receives all notifications on its channels once `FollowerSession.listen` has returned, as on any session.
-- A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for `SILENCE`
-  seconds leaves. While the leader has no connection, its followers wait for half a minute to a
+- A leader sends a heartbeat every `HEARTBEAT` seconds. A follower that reads nothing for about
+  `SILENCE` seconds leaves. While the leader has no connection, its followers wait for half a minute to a
   minute before they look for another connection.
 - A leader never waits for a follower: it drops a follower whose socket is full. The dropped process
   joins again, and catches up with what it missed.
@@ -53,10 +53,10 @@ _logger = logging.getLogger(__name__)
 
 # Seconds for a leader to accept a connection and send its first message.
 GREETING_TIMEOUT = 0.9
-# Seconds between two messages of a leader, and seconds without a message until a follower leaves. The difference
-# allows for a busy machine that runs a thread late.
+# Seconds between two messages of a leader, and seconds without a message until a follower is about to leave. The
+# difference allows for a busy machine that runs a thread late.
 HEARTBEAT, SILENCE = 2.0, 4.5
-# Seconds: the longest time between two messages of a leader that is not late.
+# Seconds: the longest gap between two messages as long as the leader is on time.
 LONGEST_BEAT = HEARTBEAT + 0.5
 # Extra seconds for a silent leader, since its message may have arrived while this process was itself late.
 LAST_MOMENT = 0.3
@@ -67,8 +67,8 @@ AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
 # first one is of no use to them.
 _RANKS = ("evented", "evented-2", "plain", "plain-2")
-# The size of the largest message that is read, and about that of the largest message with several notifications that is
-# sent, in bytes. A socket refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
+# In bytes: the largest message that is read, and roughly the largest that is sent with more than one notification. A
+# socket refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
 _LONGEST_MESSAGE, _BATCH = 1 << 20, 1 << 16
 # The addon's code identifies its version. Read it now: an update may replace the files of a running process.
 _CODE = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
@@ -115,7 +115,7 @@ class Sharing(object):
         self._learn_from(last, time.monotonic())
         if last is not None and last.fault is not None and last.fault[0] == MOVED:
             # The followers find the better leader by themselves. If that leader has just lost its connection, this
-            # process waits for it up to a minute, and could not serve followers meanwhile.
+            # process may wait up to a minute for it, unable to serve followers.
             self.close()
         self._last = self._join_leader(listener, self._names()) or self._direct(self._unproven)
         return self._last
@@ -247,7 +247,7 @@ class FollowerSession(Session):
     this leader is of no use.
     """
 
-    #: whether this leader sent or read nothing for too long
+    #: whether this leader sent nothing for too long, or did not answer
     silent = False
     #: whether a token did not arrive through this session
     unheard = False
@@ -487,7 +487,7 @@ class Leader(object):
         except PermissionError:
             return
         except OSError:
-            # No descriptor is left. The other process waits in vain for a message, and then tries another name.
+            # Mostly, no descriptor is left. The other process waits in vain for a message, and then tries another name.
             time.sleep(0 if self._closed else 0.5)
             return
         follower = self._followers[connected] = Follower(connected)

@@ -1,8 +1,8 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Find out whether the listener receives what is sent, why not, and what it missed.
+"""Find out whether the listener receives what is sent and, if not, why not and what it missed.
 
-`Supervisor.round` checks the listener, looks up pending databases, polls while nothing listens,
+`Supervisor.round` checks the listener, looks up in bus_bus what it missed, polls while nothing listens,
 and writes the listener's log lines. So a notification of the bus is late by about ``check_interval`` at most if a path
 dies silently while the pooler works, and by about ``poll_interval`` while nothing listens.
 None is lost. Scheduled actions are up to a minute late while nothing listens: Odoo has a timer for them.
@@ -10,18 +10,22 @@ Other channels may miss notifications; their listeners get an error, see `cursor
 
 After a loss, in order:
 
-1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. A leader tells its followers
-   that it has no session, so they lose theirs as well.
-2. `sharing.Sharing.connect`, in that thread, returns a new session: at once, unless sessions were lost very often or
-   the server is down. A follower joins its leader again, and waits up to a minute for the leader's new session.
-3. `Listener._listen`, in that thread, LISTENs again. Each channel gets a new number in ``Listener.in_force``.
-4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` looks up all databases through the pooler,
-   from a mark before the loss on, and `Supervisor._deliver` puts what it finds into the feeds, while the next step goes
-   on. Cron is woken for each database.
-5. `Supervisor._check` sends a token. When it has arrived, the listener reports "listening again".
+1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. The log has "lost the
+   listener". A leader tells its followers that it has no session, so they lose theirs as well. If the process of the
+   leader ends instead, this is no outage: one of its followers becomes the leader, and the others join it.
+2. `sharing.Sharing.connect`, in that thread, returns a new session: at once, unless many sessions were lost within
+   seconds (see `listener.Backoff`) or the server is down. A follower joins its leader again, and waits half a minute to
+   a minute for the leader's new session. Then it tries the next rank, or connects by itself.
+3. `Listener._listen`, in that thread, LISTENs again: through a pooler, on the check channel alone until step 5 has
+   succeeded. Each channel gets a new number in ``Listener.in_force``.
+4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` searches all databases through the pooler,
+   starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into the feeds. This does not
+   wait for step 5. Cron is woken for each database.
+5. `Supervisor._check` sends a token. When it has arrived, the log has "listening again".
 
-While step 2 takes longer than `GRACE` seconds, `Supervisor._poll` makes the look-ups of step 4, until step 5 succeeds.
-Leader and followers do all this for themselves: a leader passes on what its session receives, nothing else.
+If step 5 has not succeeded `GRACE` seconds after the loss, the log has "nothing listens", and `Supervisor._poll`
+repeats the look-ups of step 4 until it does. Leader and followers do all this for themselves, each with its own log
+lines: a leader passes on what its session receives, nothing else.
 
 The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
 pooler that hangs must not delay a push. Checks and look-ups run side by side in that thread, as
@@ -49,8 +53,8 @@ _logger = logging.getLogger(__name__)
 LISTENING = "listening"
 #: The same, through the leader.
 SHARED = "shared"
-#: Notifications arrive late: bus_bus is polled, or soon will be, if the bus is one of the listeners; Odoo's own timer
-#: starts scheduled actions. The server or the path to it is down, or an option is wrong: see the log.
+#: Notifications arrive late: if the bus listens, bus_bus is polled, or soon will be; Odoo's own timer starts
+#: scheduled actions. The server or the path to it is down, or an option is wrong: see the log.
 POLLING = "polling"
 #: Nothing arrives: the pooler is down as well, or polling is off.
 DEAF = "deaf"
@@ -124,7 +128,7 @@ class Supervisor(object):
         self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
-        #: seconds from a check, or from an earlier notification that it relied on, to the next check
+        #: seconds to the next check, counted from the last one, or from the notification that the last one relied on
         self._span = NEVER
         self._seen = None
 
@@ -362,7 +366,7 @@ class Supervisor(object):
         self._check_due = min(now, session.heard_at) + self._span
 
     def _check_interval(self):
-        """Return the configured seconds, at least the shortest possible; 0 if checks are off."""
+        """Return the configured interval in seconds, raised to the minimum if need be; 0 if checks are off."""
         interval = self._options.check_interval
         return interval and max(interval, SHORTEST_CHECK_INTERVAL)
 
@@ -481,7 +485,7 @@ class Supervisor(object):
         return frozenset(self._last_used(time.monotonic()))
 
     def _waking_cron(self):
-        """A task: wake cron at once for the databases that are known, then for all others of the server."""
+        """A task: wake cron at once for the known databases, then for all others on the server."""
         known = self._configured.union(self._with_bus())
         self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in sorted(known)])
         try:
@@ -495,7 +499,10 @@ class Supervisor(object):
             self.listener.deliver([Notify(0, CRON_CHANNEL, name) for name in connectable if name not in known])
 
     def _reminding(self):
-        """A task: log how many of the databases that still exist can't be looked up, and name one of them."""
+        """A task: log how many of the databases that still exist can't be searched, with an example.
+
+        Log also which databases have a bus_bus that is too large.
+        """
         try:
             names, _connectable, started = yield from self._listing_databases()
             self._backlog.forget_missing(names, started)
