@@ -5,6 +5,7 @@ import re
 import pytest
 import requests
 
+from bus_alt_connection.log import COUNTERS
 from stack.odoo import series_number
 from stack.postgres import PostgreSQL
 from stack.stack import Stack
@@ -21,13 +22,7 @@ NO_LISTENER = {
     "seconds_since_check": None,
     "round_trip_ms": None,
     "reconnects": 0,
-    "counters": {
-        "notifications_received": 0,
-        "notifications_dropped": 0,
-        "notifications_caught_up": 0,
-        "outages": 0,
-        "outage_seconds": 0,
-    },
+    "counters": dict.fromkeys(COUNTERS, 0),
 }
 NOT_SENT = "notifications can't be sent through the pooled connection"
 #: seconds until what is looked for every second is there: generous, for a busy machine

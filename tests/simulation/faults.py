@@ -385,7 +385,8 @@ def no_threads_left(process):
     return _holds(process, "no_threads")
 
 
-@_kind_of_process(AT_ONCE)
+# A line about an outage is written while it lasts, so what was sent meanwhile is looked up only after that.
+@_kind_of_process(AT_ONCE, late_together=RECONNECTED)
 def log_blocks(process):
     """Each line of the log takes the thread that writes it 8 s."""
     return _holds(process, "log_seconds", 8.0, 0.0)

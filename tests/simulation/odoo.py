@@ -89,6 +89,7 @@ class Odoo(Process):
                     serve(connection, selector, loop)
             except (OSError, RuntimeError, Error) as error:
                 kernel.K.note("the loop %s failed: %r" % (loop, error))
+                self.world.watch.loop_ends(self, loop)
                 sleep(5)
             finally:
                 self.world.watch.loop_ends(self, loop)
@@ -115,6 +116,9 @@ class Odoo(Process):
     def _over(self, loop):
         reopens = loop in self.reopens
         self.reopens.discard(loop)
+        if reopens and loop == "bus":
+            # Odoo's bus opens its cursor anew only after an error, and pauses first.
+            raise Error("the bus failed")
         return self.ends or reopens
 
     def _be_busy(self, loop):

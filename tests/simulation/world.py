@@ -264,7 +264,10 @@ class World:
         self.send()
         for kind in self.processes:
             self.after(self.rng.uniform(0, 3), lambda kind=kind: self.start_odoo(kind))
+        # Processes change to the best leader, and then look up what they may have missed.
+        usual, self.late_limit = self.late_limit, self.late_limit + self.seconds_of_portions()
         self.calm()
+        self.late_limit = usual
 
     def advance(self, seconds):
         """Let time pass, and look once a second."""
@@ -364,10 +367,11 @@ class World:
         span = max(0.9 * (self.check_interval * 2 / 3 - 1), 1)
         beats = self.cluster.heartbeats - beats
         if self.expects_direct:
-            # On a pooled connection only what a listener sent itself proves something.
+            # On a pooled connection only what a listener sent itself proves something. If a pooler has changed to
+            # another server by itself, each process sends.
             direct = sum(len(self.direct_connections(process)) for process in self.odoos)
             watch.measure(invariants.CONNECTIONS, direct, self.connections_wanted(), "while all was well")
-            senders = 1 if self.direct == "server" else direct
+            senders = 1 if self.direct == "server" else len(self.odoos)
             watch.measure(invariants.HEARTBEATS, beats, 2 + 2 * senders * minutes * 60 / span, "while all was well")
             watch.measure(invariants.LINES, len(watch.lines) - lines, 0, "while all was well")
 
