@@ -54,7 +54,8 @@ def run_sharing(quick, tell):
                 for role, stack in zip(("leader", "follower"), both):
                     clients[key, role] = _Client(stack, exits)
                 if key == "e":
-                    wait_until(lambda both=both: _modes_of(both) == ["listening", "shared"], 30, "a follower")
+                    follower = both[1].odoo
+                    wait_until(lambda follower=follower: follower.health(30)["mode"] == "shared", 30, "a follower")
             pushes, late = _take_turns(clients, 60 if quick else 1000)
         for role in ("leader", "follower"):
             own = pushes["e-own", role]
@@ -64,10 +65,6 @@ def run_sharing(quick, tell):
 
 def _modes(quick):
     return [(2, "prefork")] if quick else [(2, "prefork"), (0, "threaded")]
-
-
-def _modes_of(stacks):
-    return [stack.odoo.health(30)["mode"] for stack in stacks]
 
 
 def _take_turns(clients, count):

@@ -51,17 +51,13 @@ def write_tables(results):
     for part_name in filter(results["parts"].get, PARTS):
         part = results["parts"][part_name]
         for title, rows in part["tables"].items():
-            lines += ["", *_titled(title), *_table(rows)]
+            lines += ["", title, "-" * len(title), "", *_table(rows)]
         how = " ".join(inspect.getdoc(PARTS[part_name]).split())
         lines += ["", *textwrap.wrap("*How:* " + _escaped(how), 118, break_on_hyphens=False)]
         lines += ["", "*Taken at %s, in %d s.*" % (part["at"], part["seconds"])]
     text = "\n".join(lines) + "\n"
     TABLES.write_text(text)
     return text
-
-
-def _titled(title):
-    return [title, "-" * len(title), ""]
 
 
 def _table(rows):

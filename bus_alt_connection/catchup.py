@@ -36,7 +36,8 @@ MARGIN = 10.0
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
-# Seconds until a database whose slow look-up failed is asked again: at first, and at most. The delay doubles.
+# Seconds until a database is asked again after a failure, unless a quick look-up only needs more time: at first, and
+# at most. The delay doubles.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 # A budget of look-ups without an answer: its size, how much it grows per second, and how much of it is reserved for
 # quick look-ups. When it is used up, look-ups wait.
@@ -96,7 +97,7 @@ class Backlog(object):
     both may change at once is protected.
 
     ``opening(database)`` is a task (see `tasks`) that returns a pooled `connection.Connection`.
-    Each database has marks of its own: one that stays pending does not affect the others.
+    Each database has its own marks, so a database that stays pending does not affect the others.
     """
 
     def __init__(self, opening):

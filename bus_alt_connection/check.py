@@ -106,7 +106,7 @@ def read(arguments, environ):
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         # Do not print the argument, which may be a password.
-        parser.error("an argument is not an option. If it is a password, others can see it: set PGPASSWORD instead")
+        parser.error("unknown argument. If it is a password, others can see it: set PGPASSWORD instead")
 
     homes = filter(os.path.isfile, map(os.path.expanduser, ("~/.odoorc", "~/.openerp_serverrc")))
     path = given.config or environ.get("ODOO_RC") or environ.get("OPENERP_SERVER") or next(homes, None)

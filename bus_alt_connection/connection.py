@@ -299,7 +299,7 @@ def why_deaf(direct, sender):
     if direct.standby:
         return "%s is a standby, and only a primary accepts LISTEN" % there
     if direct.pooled:
-        return "%s is a pooler that does not keep the connection for us; %s PostgreSQL's address" % (there, SET_THEM_TO)
+        return "%s is a pooler that does not keep LISTEN; %s PostgreSQL's address" % (there, SET_THEM_TO)
     if direct.started != sender.started:
         return "%s is not the server that Odoo sends to; %s that server's address" % (there, SET_THEM_TO)
     if direct.database != sender.database:

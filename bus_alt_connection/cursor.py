@@ -100,10 +100,10 @@ class Feed(object):
         self._waker.wake()
 
     def tell(self, facts, numbers):
-        """Interrupt if notifications may have been lost, since the loop relied on LISTEN while it was not in force.
+        """Interrupt if the loop relied on LISTEN while it was not in force, so that notifications may have been lost.
 
-        ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Odoo's
-        own channels have no gaps, see `CAUGHT_UP`.
+        ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Gaps
+        on Odoo's own channels do not count, see `CAUGHT_UP`.
         """
         channels = self.channels
         kept = {name: number for name, number in self._numbers.items() if name in channels}
@@ -305,7 +305,7 @@ class ListeningConnection(Feed):
     def _release(self):
         pooled, self._pooled = self._pooled, None
         if pooled is not None:
-            # The transaction is over. The next one gets another connection.
+            # The transaction is over. The next one may get another connection.
             with contextlib.suppress(psycopg2.Error):
                 pooled.close()
 

@@ -7,7 +7,7 @@
 - While one session lasts, each notification on a feed's channels is given to that feed once, in the order in which
   the server sends them, from the moment when LISTEN is in force. Those that Odoo can't read are left out, and so
   are those for which the feed has no room.
-- A lost session is replaced, at once unless sessions were lost very often (see `Backoff`). `supervisor` says what
+- A lost session is replaced: at once, unless sessions have been lost very often (see `Backoff`). `supervisor` says what
   happens after a loss, in order. Feeds on channels that catch-up does not cover are told of the gap.
 - The loop ends only when the last feed of this process is gone, `close` was called, or Odoo stops.
 
@@ -21,21 +21,22 @@ Locks. A thread that holds one of these locks waits only for locks further down 
    a new listener's threads run.
 2. Four locks. No thread waits for one of them while it holds another of them.
 
-   - ``threads._locks``: any thread that starts another, until that one runs: Odoo's threads, and the listener's when it
-     becomes a leader.
-   - ``Backlog._lock``: the supervisors, while they choose a database, not while they look it up.
-   - ``Follower._lock``: the listener's thread and the leader's, around a ``send`` that never blocks.
-   - ``Waker._lock``: any thread, but only the one that reads the waker waits for it.
+   - ``threads._locks``: held by a thread that starts another, until that one runs. Only Odoo's threads do so, and the
+     listener's when it becomes a leader.
+   - ``Backlog._lock``: held by a supervisor while it chooses a database to query, but not during the query.
+   - ``Follower._lock``: held by the listener's thread or the leader's, around calls that never block.
+   - ``Waker._lock``: held by any thread, but only the one that reads the waker waits for it.
 
 3. ``Listener.changed``, a condition with a re-entrant lock: any thread. It protects the public attributes and
    the set of feeds. The listener waits on this condition between two sessions, the supervisor for news, and threads of
-   Odoo until LISTEN is in force. No method of a feed, a session or a waker is called under it.
+   Odoo until LISTEN is in force. Only a finalizer calls methods of feeds, sessions and wakers
+   under it.
 
 ``changed`` comes last, since the garbage collector may run a finalizer, which removes a feed, in a thread that holds
 any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a
 listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. A thread that holds that
-lock may run a finalizer, which takes ``changed``, and the other way round. The two never wait for each other, since
-Python runs one garbage collection at a time.
+lock may run a finalizer, which takes ``changed``; and one that holds ``changed`` may run a finalizer that takes that
+lock. Two such threads never wait for each other, since Python runs one garbage collection at a time.
 
 `sharing.Sharing` has no lock: the listener's thread calls `connect` and `close`, and `better` only reads. A forked
 child has locks of its own, see ``patch._processes``.
@@ -113,7 +114,7 @@ class Listener(object):
 
     - ``session``: the current session, None while there is none
     - ``in_force``: the session, and those of its channels that local feeds want, each with a number. A new number
-      means a new LISTEN, and so a gap: the supervisor looks up what was missed, and `cursor.Feed.tell` interrupts
+      means a new LISTEN, and so a gap: the supervisor looks up what was missed, and `cursor.Feed.tell` reports the rest
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
@@ -132,7 +133,7 @@ class Listener(object):
         self.lives = 0
         self.dropped = 0
         self.changed = threading.Condition()
-        #: readable after a change; the supervisor, which waits for connections as well, clears it
+        #: wakes the supervisor after a change, even while it selects on its connections; the supervisor clears it
         self.supervisor_waker = Waker()
         self._connect = connect
         self._stopping = stopping
@@ -241,7 +242,7 @@ class Listener(object):
         self._tell_feeds()
 
     def _announce(self, session, announced):
-        """Report that ``session`` is confirmed, unless this was ``announced`` for the same channels.
+        """Report that ``session`` is confirmed, unless this has been reported for the same channels, ``announced``.
 
         Return the channels that were announced last, or None.
         """
@@ -268,7 +269,7 @@ class Listener(object):
                     feed.put([each for each in notifications if each.channel in feed.channels])
         # Look for the token last: everything that was sent before it has been delivered by now.
         heard = any(each.payload == self._token for each in notifications)
-        # A session may return what has arrived in several parts. Once a part is empty, nothing is left to read.
+        # It may take several calls of receive() to get all that has arrived. Once one returns nothing, nothing is left.
         if heard or (look_wanted and not notifications):
             with self._change():
                 self._token_heard = self._token_heard or heard
@@ -611,7 +612,7 @@ class DirectSession(Session, connection.Connection):
                 facts = yield from another.examining()
             sender = yield from examining_sender()
         except (psycopg2.Error, OSError) as error:
-            text = "nothing arrives from %s any more, and a new connection fails: %s"
+            text = "nothing arrives from %s, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
         # The sender never issued LISTEN. If it received the token, the pooler gave it our server connection. If the
         # address leads to a different server, that alone explains the missing token, even behind a pooler that keeps
@@ -620,8 +621,10 @@ class DirectSession(Session, connection.Connection):
         if not pooled:
             pooled = (yield from connection.keeping_session(self.parameters)) is False
         facts = facts._replace(pooled=pooled)
-        if not facts.pooled and facts.started != self.facts.started:
-            # Odoo's server may have changed as well since then: so give advice only if the next session hears nothing.
+        was_replaced = facts.started != self.facts.started and not (facts.pooled or facts.standby)
+        # A session that worked is lost in a failover, in which Odoo's server may change again meanwhile. So give advice
+        # only if the next session hears nothing either.
+        if was_replaced and (self.confirmed is not None or facts.started == sender.started):
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)
 

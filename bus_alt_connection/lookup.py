@@ -18,7 +18,7 @@ from .payload import quote
 # Seconds that a look-up by date reaches back beyond the mark. Dates select the rows if transaction ids prove nothing
 # (at the start, and after a failover, which may have lowered the ids). After an outage, both are used.
 OVERLAP = 60.0
-# The assumed maximum of rows with higher ids that become visible before a given row does.
+# At most this many rows with higher ids are assumed to become visible before a given row does.
 LATE_ROWS = 100000
 # Rows beyond `LATE_ROWS` that a look-up reads at first, and the factor by which it goes further back.
 NEW_ROWS, FURTHER = 10000, 10
@@ -138,7 +138,7 @@ def looking_up(opened, since, overlap, timeout, now):
 
 
 def listing(opened):
-    """A task: return all databases of the server, those that Odoo may use, and when the server was started."""
+    """A task: return all databases of the server, those for connections by users, and when the server was started."""
     row = yield from opened.asking_row(_DATABASES, columns=3)
     yield from opened.asking("COMMIT")
     return row

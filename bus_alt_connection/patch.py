@@ -316,7 +316,7 @@ def _report():
         _logger.info("listeners go to %s, all other cursors to %s", direct, pooled)
     elif not _options.refused:
         text = "neither IMDISPATCHER_DB_HOST nor IMDISPATCHER_DB_PORT is set: listeners go to %s like all other"
-        text += " cursors. If that is a pooler, set them to PostgreSQL's own address"
+        text += " cursors. If that is a pooler, set these variables to PostgreSQL's own address"
         _logger.warning(text, pooled)
 
 

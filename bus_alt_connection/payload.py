@@ -22,8 +22,8 @@ def readable(payload, series):
     Odoo's bus takes a JSON list of channels, and stops when it reads anything else: for 50 s in 19.1 and older, for 20
     to 30 s in newer series. A channel is a string or a flat list, neither of them empty. After ``series`` 19.1, the
     first element of a channel may be a list as well: Odoo's master branch sends pairs of a channel and a number. Its
-    dispatcher ignores an error about the first element. It turns a channel into a tuple, but not the lists inside it,
-    so a list in any other place can't be hashed and would stop the bus.
+    dispatcher ignores errors that the first element causes. It turns a channel into a tuple, but not the lists inside
+    it, so a list in any other place can't be hashed and would stop the bus.
 
     The payload is encoded again, since the JSON libraries of the series tolerate different errors.
     """

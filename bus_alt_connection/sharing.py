@@ -64,8 +64,8 @@ LAST_MOMENT = 0.3
 # AVOID_UNHEARD: seconds for which it avoids such a session if it tried again, and even the first token did not arrive.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
-# may hold the interpreter for seconds. Processes gather at the second name of each kind while the leader at the
-# first one is of no use to them.
+# may hold the interpreter for seconds. The "-2" names are for processes to which the leader at the first name of
+# the kind is of no use.
 _RANKS = ("evented", "evented-2", "plain", "plain-2")
 # In bytes: the largest message that is read, and roughly the largest that is sent with more than one notification. A
 # socket refuses a message that is larger than its buffer, which Linux limits to 208 kB by default.
@@ -103,6 +103,8 @@ class Sharing(object):
         self._last = None
         #: pid of a leader, or identity of its session -> monotonic seconds until which to avoid it
         self._avoided = {}
+        #: identities of leaders' sessions that did not deliver the first token to this process
+        self._unheard = set()
         #: addresses that led to a session on which no token arrived, the latest address last
         self._unproven = []
 
@@ -201,25 +203,32 @@ class Sharing(object):
         if session is None:
             return
         if session.leader_pid is not None:
-            if session.silent:
-                self._avoided[session.leader_pid] = now + AVOID_SILENT
-            elif session.unheard:
-                # Its path may be slow just now, so give it a second chance. A session that never delivers may be
-                # connected to another server.
-                never_worked = session.confirmed is None and session.identity() in self._avoided
-                self._avoided[session.identity()] = now + (AVOID_UNHEARD if never_worked else AVOID_SILENT)
+            self._learn_from_leader(session, now)
             return
         if session.place in self._unproven:
             self._unproven.remove(session.place)
         if session.confirmed is None:
             self._unproven.append(session.place)
 
+    def _learn_from_leader(self, session, now):
+        identity = session.identity()
+        if session.confirmed is not None:
+            self._unheard.discard(identity)
+        if session.silent:
+            self._avoided[session.leader_pid] = now + AVOID_SILENT
+        elif session.unheard:
+            # Its path may be slow just now, so give it a second chance. A session that never delivers may be connected
+            # to another server.
+            self._avoided[identity] = now + (AVOID_UNHEARD if identity in self._unheard else AVOID_SILENT)
+            if session.confirmed is None:
+                self._unheard.add(identity)
+
     def _names(self):
         """Return the names of the leaders that this process may follow or be, the best rank first.
 
         Raises ``psycopg2.OperationalError`` if options are refused.
         """
-        if not self._reach:
+        if not self._reach or not possible():
             return []
         own, env = self._parameters(), os.environ
         # Leave secrets out of the name: every user can see it, and could guess a password by computing the hash. A
@@ -232,7 +241,7 @@ class Sharing(object):
 
 
 class _LeaderEnded(Moved):
-    """A leader ended while this process waited for its connection.
+    """Waiting for a leader's connection was in vain, mostly since the leader ended.
 
     It may have found a better leader, so start again with the best rank.
     """
@@ -487,7 +496,7 @@ class Leader(object):
         except PermissionError:
             return
         except OSError:
-            # Mostly, no descriptor is left. The other process waits in vain for a message, and then tries another name.
+            # Usually no descriptor is left. The other process waits in vain for a message, and then tries another name.
             time.sleep(0 if self._closed else 0.5)
             return
         follower = self._followers[connected] = Follower(connected)

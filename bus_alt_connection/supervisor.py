@@ -13,22 +13,23 @@ After a loss, in order:
 1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. The log has "lost the
    listener". A leader tells its followers that it has no session, so they lose theirs as well. If the process of the
    leader ends instead, this is no outage: one of its followers becomes the leader, and the others join it.
-2. `sharing.Sharing.connect`, in that thread, returns a new session: at once, unless many sessions were lost within
-   seconds (see `listener.Backoff`) or the server is down. A follower joins its leader again, and waits half a minute to
-   a minute for the leader's new session. Then it tries the next rank, or connects by itself.
+2. `Listener.run`, in that thread, gets a new session from `sharing.Sharing.connect`: at once, unless many sessions were
+   lost within seconds, or none works at the moment (see `listener.Backoff`). A follower usually joins its leader again,
+   and waits half a minute to a minute for the leader's new session. Then it tries the next rank, or connects by itself.
 3. `Listener._listen`, in that thread, LISTENs again: through a pooler, on the check channel alone until step 5 has
    succeeded. Each channel gets a new number in ``Listener.in_force``.
 4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` searches all databases through the pooler,
-   starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into the feeds. This does not
-   wait for step 5. Cron is woken for each database.
-5. `Supervisor._check` sends a token. When it has arrived, the log has "listening again".
+   starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into the feeds. Without a
+   pooler, this does not wait for step 5. Cron is woken for each database.
+5. `Supervisor._check` sends a token, and through a pooler a second one. When it has arrived, the log has "listening
+   again".
 
 If step 5 has not succeeded `GRACE` seconds after the loss, the log has "nothing listens", and `Supervisor._poll`
-repeats the look-ups of step 4 until it does. Leader and followers do all this for themselves, each with its own log
-lines: a leader passes on what its session receives, nothing else.
+repeats the look-ups of step 4 until it does, provided that polling is on and the bus listens. Leader and followers do
+all this for themselves, each with its own log lines: a leader passes on what its session receives, nothing else.
 
-The supervisor uses pooled connections, in a thread of its own (a greenlet under gevent), since a
-pooler that hangs must not delay a push. Checks and look-ups run side by side in that thread, as
+The supervisor has a thread of its own (a greenlet under gevent): it uses pooled connections, and a pooler that hangs
+must not delay notifications. Checks and look-ups run side by side in that thread, as
 `tasks`, so a database that hangs delays neither checks nor other databases.
 """
 
@@ -53,7 +54,7 @@ _logger = logging.getLogger(__name__)
 LISTENING = "listening"
 #: The same, through the leader.
 SHARED = "shared"
-#: Notifications arrive late: if the bus listens, bus_bus is polled, or soon will be; Odoo's own timer starts
+#: Notifications arrive late: if Odoo's bus waits for any, bus_bus is polled or soon will be; Odoo's own timer starts
 #: scheduled actions. The server or the path to it is down, or an option is wrong: see the log.
 POLLING = "polling"
 #: Nothing arrives: the pooler is down as well, or polling is off.
@@ -128,7 +129,7 @@ class Supervisor(object):
         self._reminder_due, self._reminder = 0.0, FIRST_REMINDER
         self._sender_works = True
         self._last_check = None
-        #: seconds to the next check, counted from the last one, or from the notification that the last one relied on
+        #: seconds from the last check, or from the notification that it relied on, to the next check
         self._span = NEVER
         self._seen = None
 
@@ -310,7 +311,7 @@ class Supervisor(object):
             return _Attempt(moment, sent_at, leaked)
 
     def _reporting_queue(self, pooled, usage):
-        """A task: warn that the share ``usage`` of PostgreSQL's notification queue is in use."""
+        """A task: warn that PostgreSQL's notification queue is filling up; ``usage`` is the share that is in use."""
         oldest = yield from connection.finding_oldest_transaction(pooled)
         text = "PostgreSQL's notification queue is %.0f%% full, because a listening connection is in a long"
         text += " transaction. End it, or every NOTIFY will fail once the queue is full. The oldest transaction: %s"

@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Start the addon's threads so that they take little address space.
 
-Odoo's ``limit_memory_soft`` counts address space, and a worker that exceeds it ends before
-it runs a job. A thread takes 72 MB by default: 8 MB for its stack, and 64 MB for an arena,
+Odoo's ``limit_memory_soft`` counts address space, and a worker that exceeds it exits instead of
+running its next job. A thread takes 72 MB by default: 8 MB for its stack, and 64 MB for an arena,
 from which glibc's ``malloc`` serves this thread alone.
 """
 

@@ -36,7 +36,9 @@ class Waker(object):
         self._serve_requests()
 
     def clear(self):
-        """Make the descriptor unreadable until the next `wake`, as a rule. Must not be called by a finalizer.
+        """Drain the descriptor, so that normally it is not readable until the next `wake`.
+
+        Must not be called by a finalizer.
 
         Call this first, then look for work.
         """

@@ -11,7 +11,7 @@ from tests.support.machine import Machine
 
 pytestmark = pytest.mark.variants("14.0-prefork", "19.0-prefork")
 
-SILENT = r"WARNING .*lost the listener of database postgres: nothing arrives from \S+ any more"
+SILENT = r"WARNING .*lost the listener of database postgres: nothing arrives from \S+, and"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import re
 import pytest
 import requests
 
-from bus_alt_connection.log import COUNTERS
 from stack.odoo import series_number
 from stack.postgres import PostgreSQL
 from stack.stack import Stack
@@ -13,6 +12,7 @@ from stack.waiting import wait_until
 from tests.support.addonlog import bus_pid, records, troubles, wait_for_record, wait_until_confirmed
 from tests.support.flow import flowing
 
+COUNTERS = "notifications_received notifications_dropped notifications_caught_up outages outage_seconds".split()
 NO_LISTENER = {
     "mode": None,
     "status": "pass",

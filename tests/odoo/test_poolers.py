@@ -99,7 +99,7 @@ def test_where_it_keeps_listen_listeners_go_through_it(start, tmp_path, pooler):
 def test_where_it_does_not_keep_it_that_is_said_and_messages_arrive_late(start, tmp_path):
     stack = start(Odyssey, "1", direct=False)
     client = stack.client(listening=False)
-    deaf = "can't listen on database postgres: %s is a pooler that does not keep the connection for us; set "
+    deaf = "can't listen on database postgres: %s is a pooler that does not keep LISTEN; set "
     wait_for_record(stack, deaf % address(stack.pooler))
     wait_for_record(stack, "nothing listens on database postgres: polling bus_bus every 1 s instead")
     for message in ("one", "two"):

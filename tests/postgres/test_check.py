@@ -15,9 +15,7 @@ from tests.support.overheard import overheard
 
 WRONG_PASSWORD = "zulu'yankee=xray whiskey"
 NEEDLESS = "OK; but Odoo uses no pooler, or one that keeps LISTEN, so it needs no addon to listen"
-IS_POOLER = (
-    "is a pooler that does not keep the connection for us; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to Po"
-)
+IS_POOLER = "is a pooler that does not keep LISTEN; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to Po"
 IS_ANOTHER = "is not the server that Odoo sends to; set IMDISPATCHER_DB_HOST and IMDISPATCHER_DB_PORT to tha"
 IS_STANDBY = "is a standby, and only a primary accepts LISTEN"
 

@@ -89,7 +89,6 @@ class Odoo(Process):
                     serve(connection, selector, loop)
             except (OSError, RuntimeError, Error) as error:
                 kernel.K.note("the loop %s failed: %r" % (loop, error))
-                self.world.watch.loop_ends(self, loop)
                 sleep(5)
             finally:
                 self.world.watch.loop_ends(self, loop)
@@ -118,6 +117,7 @@ class Odoo(Process):
         self.reopens.discard(loop)
         if reopens and loop == "bus":
             # Odoo's bus opens its cursor anew only after an error, and pauses first.
+            self.world.watch.loop_ends(self, loop)
             raise Error("the bus failed")
         return self.ends or reopens
 

@@ -109,12 +109,9 @@ class Thread:
         process = kernel.K.current.process
         if process.no_threads:
             raise RuntimeError("can't start new thread")
-        Task(process, self._target, (), "%s/%s" % (process.name, _short(self._name)))
+        # In the trace, a thread has the last part of its name.
+        name = self._name.replace("bus_alt_connection.", "").replace(".postgres", "")
+        Task(process, self._target, (), "%s/%s" % (process.name, name))
         if process.preempts and kernel.K.head_start:
             kernel.K.yield_(kernel.K.head_start)
         point()
-
-
-def _short(name):
-    """Return the last part of the name of one of the addon's threads, for the trace."""
-    return name.replace("bus_alt_connection.", "").replace(".postgres", "")

@@ -266,8 +266,8 @@ class World:
             self.after(self.rng.uniform(0, 3), lambda kind=kind: self.start_odoo(kind))
         # Processes change to the best leader, and then look up what they may have missed.
         usual, self.late_limit = self.late_limit, self.late_limit + self.seconds_of_portions()
+        self.after(self.check_interval + 49, lambda: setattr(self, "late_limit", usual))
         self.calm()
-        self.late_limit = usual
 
     def advance(self, seconds):
         """Let time pass, and look once a second."""

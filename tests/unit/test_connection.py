@@ -299,7 +299,7 @@ def test_a_pooler_that_has_no_connection_left_is_not_judged(libpq):
 
 DIRECT = Facts("db-01:5432", 2, False, False, "postgres", "15.18", 1000)
 ORDINARY = Facts("pgbouncer:6432", 1, True, False, "postgres", "15.18", 1000)
-POOLER = "db-01:5432 is a pooler that does not keep the connection for us; set IMDISPATCHER_DB_HOST and "
+POOLER = "db-01:5432 is a pooler that does not keep LISTEN; set IMDISPATCHER_DB_HOST and "
 
 
 @pytest.mark.parametrize(

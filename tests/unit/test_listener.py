@@ -322,12 +322,21 @@ def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "another, sender, keeps, blamed",
-    # In the last case the server is replaced before and after the new connection.
-    [(5, 5, True, "is a pooler"), (5, 6, True, "is not the server"), (5, 6, False, "is a pooler"), (6, 7, True, None)],
+    "confirmed, another, sender, keeps, blamed",
+    [
+        (None, 5, 5, True, "is a pooler"),
+        (None, 5, 6, True, "is not the server"),
+        (None, 5, 6, False, "is a pooler"),
+        # A balancer has given each connection another server.
+        (None, 6, 7, True, "is not the server"),
+        # The server was replaced: once, or before and after the new connection.
+        (None, 6, 6, True, None),
+        (frozenset(), 6, 7, True, None),
+    ],
 )
-def test_the_advice_names_what_is_wrong_and_a_failover_needs_none(monkeypatch, another, sender, keeps, blamed):
-    session = direct_session(pooled=True)
+def test_the_advice_names_what_is_wrong(monkeypatch, confirmed, another, sender, keeps, blamed):
+    session = direct_session(pooled=another == 5)
+    session.confirmed = confirmed
 
     def ending_with(value):
         yield from ()

@@ -367,22 +367,19 @@ def test_a_leader_that_talks_nonsense_is_not_followed(fake, process, serve, name
 
 
 @pytest.mark.parametrize(
-    "silent, confirmed, avoided, seconds",
+    "silent, avoided, confirmed, seconds",
     [
-        (True, None, 7, (30, 30)),
+        (True, 7, (None, None), (30, 30)),
         # It may be connected to another server.
-        (False, None, "its session", (30, 3600)),
-        # It did deliver before.
-        (False, frozenset(), "its session", (30, 30)),
+        (False, "its session", ("before", None, None, "before", None), (30, 30, 3600, 30, 30)),
     ],
 )
-def test_a_leader_that_was_of_no_use_is_avoided_for_a_while(monkeypatch, silent, confirmed, avoided, seconds):
+def test_a_leader_that_was_of_no_use_is_avoided_for_a_while(monkeypatch, silent, avoided, confirmed, seconds):
     now = [1000.0]
     monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     shared = Sharing(None, dict, False, False)
-    last = SimpleNamespace(leader_pid=7, silent=silent, unheard=not silent, confirmed=confirmed)
-    last.identity = lambda: "its session"
-    for each in seconds:
+    last = SimpleNamespace(leader_pid=7, silent=silent, unheard=not silent, identity=lambda: "its session")
+    for last.confirmed, each in zip(confirmed, seconds):
         shared._learn_from(last, now[0])
         now[0] += each - 1
         assert shared._to_avoid() == {avoided}

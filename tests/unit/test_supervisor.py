@@ -23,7 +23,7 @@ def test_checks_are_as_far_apart_as_was_set(watch, options, interval, at_most):
     "is_pooler, reason",
     [
         (False, "db-01:5432 accepts connections, but no notification arrives"),
-        (True, "is a pooler that does not keep the connection for us"),
+        (True, "is a pooler that does not keep LISTEN"),
     ],
 )
 def test_a_check_that_is_not_heard_replaces_the_session_and_says_why(watch, fake, is_pooler, reason):
