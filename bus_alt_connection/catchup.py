@@ -4,11 +4,10 @@
 
 The module `lookup` queries one database.
 
-Look-ups run side by side in the supervisor's thread, as `tasks`, so that a database that
-does not answer delays no other. There are two kinds: quick look-ups have a short deadline, and
-several may run at a time; slow ones have a long deadline, and few may run at a time. After
-a look-up that failed or took long, the next one of that database is slow. After many
-failures, as when the pooler itself is down, look-ups are rare until one succeeds.
+Look-ups run side by side in the supervisor's thread, as `tasks`, so that a database that does not answer does not delay
+the others. There are two kinds: quick look-ups have a short deadline, and several may run at a time; slow ones have a
+long deadline, and few may run at a time. After a look-up that failed or took long, the next one of that database is
+slow. After many failures, as when the pooler itself is down, look-ups are rare until one succeeds.
 
 A look-up that gets no answer stays pending for `PENDING_FOR` seconds, unless there is conclusive evidence that the
 database is gone, see `Backlog.forget`.
@@ -36,8 +35,8 @@ MARGIN = 10.0
 QUICK_TIMEOUT, LOOK_UP_TIMEOUT = 1.0, 30.0
 # How many look-ups of either kind may run at a time.
 QUICK_AT_ONCE, SLOW_AT_ONCE = 5, 2
-# Seconds until a database is asked again after a failure, unless a quick look-up only needs more time: at first, and
-# at most. The delay doubles.
+# Seconds until a database is asked again after a failure: the first delay, which doubles, and the longest. A quick
+# look-up that ran out of time is repeated at once, as a slow one.
 FIRST_DELAY, LONGEST_DELAY = 2.0, 10.0
 # A budget of look-ups without an answer: its size, how much it grows per second, and how much of it is reserved for
 # quick look-ups. When it is used up, look-ups wait.
@@ -147,7 +146,7 @@ class Backlog(object):
             pending = self._pending.get(database) or self._new(database, now, now)
             if afresh or pending.error is None:
                 pending = pending._replace(due=min(pending.due, now))
-            # From the new tuple `_finish` sees that a look-up under way began before this call, and plans another.
+            # The new tuple tells `_finish` that a look-up under way began before this call, so that it plans another.
             self._pending[database] = pending._replace(overlap=pending.overlap or afresh)
 
     def poll(self, last_used, interval, now):

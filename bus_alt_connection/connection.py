@@ -217,7 +217,7 @@ def place(parameters):
 
 
 def attempts(parameters):
-    """Return a list of libpq keywords, one element for each address of each host.
+    """Return a list of dictionaries of libpq keywords, one for each address of each host.
 
     So each address gets a deadline of its own; libpq has none while it connects without blocking. As in libpq, one
     port may apply to all hosts. Raises ``psycopg2.OperationalError`` if the numbers of hosts, addresses and ports do

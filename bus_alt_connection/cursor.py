@@ -43,8 +43,8 @@ _LISTEN = re.compile(r'\s*(un)?listen\s+(?:"((?:[^"]|"")+)"|([\w$]+|\*))\s*(?:;\
 # Odoo executes this before LISTEN. The addon's listener is connected to a primary or waits for one, so the answer
 # "false" needs no connection. Thus a cron thread can open its cursor during an outage.
 _IN_RECOVERY = re.compile(r"\s*select\s+pg_is_in_recovery\(\)\s*;?\s*\Z", re.IGNORECASE)
-# Odoo's own channels. After a gap, the supervisor looks up what the bus missed and wakes cron, so neither misses
-# anything.
+# Odoo's own channels. After a gap, the supervisor looks up what the bus missed and wakes cron, so nothing is lost on
+# either.
 CAUGHT_UP = frozenset([BUS_CHANNEL, CRON_CHANNEL])
 
 
@@ -56,7 +56,7 @@ class Feed(object):
     time.
     """
 
-    #: whether this process reads the feed; a follower, which is a feed too, is read elsewhere
+    #: whether this process reads the feed; False for a `sharing.Follower`, a feed that another process reads
     local = True
 
     def __init__(self):

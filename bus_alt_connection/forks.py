@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Close in a forked child what only its parent may use.
 
-A child that does not exec has copies of all descriptors. It would keep a leader's name bound and a
-server connection open after its parent was killed. Before Python 3.7 there is no hook that could close them.
+A child that does not exec has copies of all descriptors. It would keep the name of a leader's socket bound and a server
+connection open after its parent was killed. Before Python 3.7 there is no hook that could close them.
 """
 
 import contextlib

@@ -27,16 +27,16 @@ Locks. A thread that holds one of these locks waits only for locks further down 
    - ``Follower._lock``: held by the listener's thread or the leader's, around calls that never block.
    - ``Waker._lock``: held by any thread, but only the one that reads the waker waits for it.
 
-3. ``Listener.changed``, a condition with a re-entrant lock: any thread. It protects the public attributes and
+3. ``Listener.changed``, a condition with a re-entrant lock: held by any thread. It protects the public attributes and
    the set of feeds. The listener waits on this condition between two sessions, the supervisor for news, and threads of
-   Odoo until LISTEN is in force. Only a finalizer calls methods of feeds, sessions and wakers
-   under it.
+   Odoo until LISTEN is in force. A thread that holds it calls no method of a feed, session or waker, except in a
+   finalizer.
 
 ``changed`` comes last, since the garbage collector may run a finalizer, which removes a feed, in a thread that holds
 any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a
-listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. A thread that holds that
-lock may run a finalizer, which takes ``changed``; and one that holds ``changed`` may run a finalizer that takes that
-lock. Two such threads never wait for each other, since Python runs one garbage collection at a time.
+listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. So a finalizer may take
+``changed`` in a thread that holds the pool's lock, or the pool's lock in one that holds ``changed``. Two such threads
+never wait for each other, since Python runs one garbage collection at a time.
 
 `sharing.Sharing` has no lock: the listener's thread calls `connect` and `close`, and `better` only reads. A forked
 child has locks of its own, see ``patch._processes``.
@@ -79,7 +79,7 @@ IMMEDIATE_RECONNECTS, SECONDS_PER_RECONNECT = 7, 4.0
 STEADY = 2.0
 
 # PostgreSQL's settings for a confirmed session: a listener is idle most of the time, and a backend whose client
-# has vanished must end within 30 s. In seconds; tcp_user_timeout in milliseconds.
+# has vanished must end within 30 s. Keepalives in seconds, tcp_user_timeout in milliseconds.
 _SERVER_SETTINGS = {
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
@@ -110,11 +110,12 @@ class Listener(object):
       None and ``{}``
     - ``local``: False if the feed is another process that follows this one, see `sharing`
 
-    Other threads may read these attributes. ``changed`` is notified when one of them changes:
+    Other threads may read these attributes of the listener. ``changed`` is notified when one of them changes:
 
     - ``session``: the current session, None while there is none
     - ``in_force``: the session, and those of its channels that local feeds want, each with a number. A new number
-      means a new LISTEN, and so a gap: the supervisor looks up what was missed, and `cursor.Feed.tell` reports the rest
+      means a new LISTEN, and so a gap: the supervisor makes up for it on Odoo's own channels, and `cursor.Feed.tell`
+      reports it on all others
     - ``deaf_since``: monotonic seconds, None while a LISTEN is confirmed
     - ``failed``: True after an attempt to connect failed, or a session ended
     - ``lives``: the number of sessions so far
@@ -191,7 +192,8 @@ class Listener(object):
             if session is not None and session.fault:
                 kind, reason = session.fault
             self._forget_session()
-            # If the listener ends or moves, its followers are dropped instead, which is no outage for them.
+            # If the listener ends or moves to another session, its followers are dropped instead; for them, this is no
+            # outage.
             if kind != log.MOVED and not self.has_ended():
                 self._tell_feeds()
             if session is not None:
@@ -622,8 +624,8 @@ class DirectSession(Session, connection.Connection):
             pooled = (yield from connection.keeping_session(self.parameters)) is False
         facts = facts._replace(pooled=pooled)
         was_replaced = facts.started != self.facts.started and not (facts.pooled or facts.standby)
-        # A session that worked is lost in a failover, in which Odoo's server may change again meanwhile. So give advice
-        # only if the next session hears nothing either.
+        # If the session worked before, this is probably a failover, in which Odoo's server may still change. So give
+        # advice only if the next session hears nothing either.
         if was_replaced and (self.confirmed is not None or facts.started == sender.started):
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)

@@ -2,8 +2,8 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """The events of a listener, the log lines about them, and what never appears in a log line.
 
-An outage is logged when it begins, once a minute while it lasts, and when it is over. Each new reason
-why a token did not arrive is logged at once.
+An outage is logged when it begins, once a minute while it lasts, and when it is over. If a token, the notification that
+a check sends, does not arrive and an operator has to act, each new reason is logged at once.
 """
 
 import collections

@@ -138,7 +138,7 @@ def looking_up(opened, since, overlap, timeout, now):
 
 
 def listing(opened):
-    """A task: return all databases of the server, those for connections by users, and when the server was started."""
+    """A task: return all databases of the server, the non-template ones that accept connections, and its start time."""
     row = yield from opened.asking_row(_DATABASES, columns=3)
     yield from opened.asking("COMMIT")
     return row

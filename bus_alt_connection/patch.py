@@ -15,11 +15,11 @@ On its way from PostgreSQL to Odoo's loop, a notification passes through::
 
     connection.Connection -> listener.Listener -> cursor.Feed
 
-If another process is the leader, these come between the first two::
+If another process, the leader (see `sharing`), has the connection, these come between the first two::
 
     listener.Listener -> sharing.Follower -> sharing.FollowerSession
 
-`supervisor.Supervisor` looks up what was missed. When all is well, the log has::
+`supervisor.Supervisor` looks up what was missed. When all is well, the log shows::
 
     listeners go to db-01:5432, all other cursors to pgbouncer:6432
     listening on imbus at db-01:5432 (database postgres, backend pid 27444), confirmed in 1.0 ms
@@ -58,7 +58,7 @@ class _Process(object):
     def __init__(self):
         self.lock = threading.Lock()
         self.supervisors = {}
-        #: the databases that Odoo has used, which may have a bus_bus
+        #: the databases that Odoo has used, any of which may have a bus_bus
         self.databases = catchup.Databases()
         self.backlog = catchup.Backlog(_opening)
 

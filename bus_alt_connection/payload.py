@@ -41,7 +41,7 @@ def readable(payload, series):
 
 def quote(name):
     """Return ``name`` as an SQL identifier."""
-    # Odoo does not quote these, and operators look for the same text in pg_stat_activity.
+    # Odoo does not quote these, and administrators search pg_stat_activity for the unquoted text.
     if name in (BUS_CHANNEL, CRON_CHANNEL):
         return name
     return '"%s"' % name.replace('"', '""')

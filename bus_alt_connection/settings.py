@@ -223,7 +223,7 @@ def _problem(keyword, value):
     """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
-    # The server would take a URI or DSN for a name, and quote it truncated, so that `redact` might miss its password.
+    # The server would take a URI or DSN for a name and quote it, cut short, so that `redact` might miss its password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in separate options."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):

@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 # Seconds for a leader to accept a connection and send its first message.
 GREETING_TIMEOUT = 0.9
-# Seconds between two messages of a leader, and seconds without a message until a follower is about to leave. The
+# Seconds between two messages of a leader, and seconds of silence after which a follower gives it a last chance. The
 # difference allows for a busy machine that runs a thread late.
 HEARTBEAT, SILENCE = 2.0, 4.5
 # Seconds: the longest gap between two messages as long as the leader is on time.
@@ -61,7 +61,7 @@ LONGEST_BEAT = HEARTBEAT + 0.5
 # Extra seconds for a silent leader, since its message may have arrived while this process was itself late.
 LAST_MOMENT = 0.3
 # AVOID_SILENT: seconds for which a process avoids a leader that was silent, or a session that did not deliver a token.
-# AVOID_UNHEARD: seconds for which it avoids such a session if it tried again, and even the first token did not arrive.
+# AVOID_UNHEARD: seconds for which it avoids such a session if, for the second time, not even the first token arrived.
 AVOID_UNHEARD, AVOID_SILENT = 3600.0, 30.0
 # The ranks of leaders, the best first: a gevent process runs only its event loop, while the jobs of other processes
 # may hold the interpreter for seconds. The "-2" names are for processes to which the leader at the first name of
@@ -226,7 +226,7 @@ class Sharing(object):
     def _names(self):
         """Return the names of the leaders that this process may follow or be, the best rank first.
 
-        Raises ``psycopg2.OperationalError`` if options are refused.
+        Raises ``psycopg2.OperationalError`` if an option is wrong, so that no listener may connect.
         """
         if not self._reach or not possible():
             return []
@@ -241,7 +241,7 @@ class Sharing(object):
 
 
 class _LeaderEnded(Moved):
-    """Waiting for a leader's connection was in vain, mostly since the leader ended.
+    """Waiting for a leader's connection was in vain, usually because the leader ended.
 
     It may have found a better leader, so start again with the best rank.
     """

@@ -10,22 +10,24 @@ Other channels may miss notifications; their listeners get an error, see `cursor
 
 After a loss, in order:
 
-1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. The log has "lost the
+1. `Listener._live`, in the listener's thread, forgets the session and sets ``deaf_since``. The log shows "lost the
    listener". A leader tells its followers that it has no session, so they lose theirs as well. If the process of the
    leader ends instead, this is no outage: one of its followers becomes the leader, and the others join it.
 2. `Listener.run`, in that thread, gets a new session from `sharing.Sharing.connect`: at once, unless many sessions were
    lost within seconds, or none works at the moment (see `listener.Backoff`). A follower usually joins its leader again,
-   and waits half a minute to a minute for the leader's new session. Then it tries the next rank, or connects by itself.
+   and waits for the leader's new session, at most half a minute to a minute. Then it tries the next rank, or connects
+   by itself.
 3. `Listener._listen`, in that thread, LISTENs again: through a pooler, on the check channel alone until step 5 has
    succeeded. Each channel gets a new number in ``Listener.in_force``.
-4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` searches all databases through the pooler,
-   starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into the feeds. Without a
-   pooler, this does not wait for step 5. Cron is woken for each database.
-5. `Supervisor._check` sends a token, and through a pooler a second one. When it has arrived, the log has "listening
-   again".
+4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` searches all databases that this process has
+   used, through the pooler, starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into
+   the feeds. Unless the listener's own session goes through a pooler, this does not wait for step 5. Cron is woken for
+   each database.
+5. `Supervisor._check` sends a token, and through a pooler a second one. When the last token has arrived, the log shows
+   "listening again".
 
-If step 5 has not succeeded `GRACE` seconds after the loss, the log has "nothing listens", and `Supervisor._poll`
-repeats the look-ups of step 4 until it does, provided that polling is on and the bus listens. Leader and followers do
+If step 5 has not succeeded `GRACE` seconds after the loss, and if polling is on and the bus listens, the log shows
+"nothing listens", and `Supervisor._poll` repeats the look-ups of step 4 until step 5 succeeds. Leader and followers do
 all this for themselves, each with its own log lines: a leader passes on what its session receives, nothing else.
 
 The supervisor has a thread of its own (a greenlet under gevent): it uses pooled connections, and a pooler that hangs
@@ -81,8 +83,8 @@ NEVER = float("inf")
 # An SQLSTATE.
 INSUFFICIENT_PRIVILEGE = "42501"
 
-# From 14.0 on, Odoo sends with the function that this variable names; the addon does so in every series. An operator's
-# own function is not qualified, so that PostgreSQL finds it as it does for Odoo.
+# From 14.0 on, Odoo sends with the function that this variable names; the addon does so in every series. A custom
+# function is not qualified, so that PostgreSQL finds it as it does for Odoo.
 _FUNCTION = os.environ.get("ODOO_NOTIFY_FUNCTION", "")
 NOTIFY = "SELECT %s(%%s, %%s)" % ("pg_catalog.pg_notify" if _FUNCTION in ("", "pg_notify") else quote(_FUNCTION))
 # All names are qualified, see `connection`.
@@ -410,7 +412,7 @@ class Supervisor(object):
             # A round follows each look-up. With many databases this step is slow, so do not repeat it in every round.
             self._poll_due = now + SHORTEST_POLL_INTERVAL / 4
             self._backlog.poll(self._last_used(now), interval, now)
-            # Odoo may use another database by then.
+            # By then Odoo may have used another database, which has to be polled too.
             return now + interval
         return NEVER
 
