@@ -9,9 +9,8 @@ the class of such a cursor from Odoo's own; its connection is a `ListeningConnec
 - LISTEN and UNLISTEN go to the `listener.Listener` of the process. They need a pooled connection only if they have
   parameters or are not a ``str``.
 - All other statements run on a pooled connection, as on an ordinary cursor. The first such
-  statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without one. Until LISTEN is
-  executed, the cursor keeps this connection, as ordinary cursors do; from then on, only until the
-  transaction ends.
+  statement opens it; only ``SELECT pg_is_in_recovery()`` is answered without one. Until LISTEN is executed, the cursor
+  keeps this connection, as ordinary cursors do; from then on, only until commit or rollback.
 - The `ListeningConnection` outlives both the pooled connections and the direct one.
 
 Since the class is derived from Odoo's, commit, rollback and close run Odoo's own code and hooks.
@@ -100,7 +99,7 @@ class Feed(object):
         self._waker.wake()
 
     def tell(self, facts, numbers):
-        """Interrupt if the loop relied on LISTEN while it was not in force, so that notifications may have been lost.
+        """Interrupt if notifications may have been lost because the loop relied on LISTEN while it was not in force.
 
         ``numbers``: the feed's channels that are in force, each with a number that changes with each new LISTEN. Gaps
         on Odoo's own channels do not count, see `CAUGHT_UP`.

@@ -624,8 +624,8 @@ class DirectSession(Session, connection.Connection):
             pooled = (yield from connection.keeping_session(self.parameters)) is False
         facts = facts._replace(pooled=pooled)
         was_replaced = facts.started != self.facts.started and not (facts.pooled or facts.standby)
-        # If the session worked before, this is probably a failover, in which Odoo's server may still change. So give
-        # advice only if the next session hears nothing either.
+        # If the session worked before, this is probably a failover, which pooled connections may not have followed yet.
+        # So give advice only if the next session hears nothing either.
         if was_replaced and (self.confirmed is not None or facts.started == sender.started):
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)

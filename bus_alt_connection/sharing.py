@@ -163,7 +163,7 @@ class Sharing(object):
                 except (ConnectionRefusedError, Moved):
                     time.sleep(0.05 if own else 0)
                 except (OSError, psycopg2.Error):
-                    # This leader does not answer.
+                    # This leader does not answer, or has had no connection for long.
                     break
         return None
 
@@ -273,7 +273,7 @@ class FollowerSession(Session):
             self._socket.connect(name)
             self.leader_pid = _peer(self._socket)
             if self.leader_pid in avoided:
-                raise Moved("process %d is not followed for now" % self.leader_pid)
+                raise Moved("not following process %d for now" % self.leader_pid)
             self._leader = "process %d" % self.leader_pid
             self._read()
             deadline = time.monotonic() + patience

@@ -2,11 +2,11 @@
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
 """Find out whether the listener receives what is sent and, if not, why not and what it missed.
 
-`Supervisor.round` checks the listener, looks up in bus_bus what it missed, polls while nothing listens,
-and writes the listener's log lines. So a notification of the bus is late by about ``check_interval`` at most if a path
-dies silently while the pooler works, and by about ``poll_interval`` while nothing listens.
-None is lost. Scheduled actions are up to a minute late while nothing listens: Odoo has a timer for them.
-Other channels may miss notifications; their listeners get an error, see `cursor.Feed.tell`.
+`Supervisor.round` checks the listener, looks up in bus_bus what it missed, polls while nothing listens, and writes the
+listener's log lines. So a notification of the bus is late by about ``check_interval`` at most if a path dies silently
+while the pooler works, and by about ``poll_interval`` while nothing listens. None is lost. Scheduled actions are up to
+a minute late while nothing listens: Odoo has a timer for them. Notifications on other channels may be lost; the
+listeners there get an error, see `cursor.Feed.tell`.
 
 After a loss, in order:
 
@@ -15,14 +15,12 @@ After a loss, in order:
    leader ends instead, this is no outage: one of its followers becomes the leader, and the others join it.
 2. `Listener.run`, in that thread, gets a new session from `sharing.Sharing.connect`: at once, unless many sessions were
    lost within seconds, or none works at the moment (see `listener.Backoff`). A follower usually joins its leader again,
-   and waits for the leader's new session, at most half a minute to a minute. Then it tries the next rank, or connects
-   by itself.
-3. `Listener._listen`, in that thread, LISTENs again: through a pooler, on the check channel alone until step 5 has
-   succeeded. Each channel gets a new number in ``Listener.in_force``.
+   and waits for the leader's new session for up to a minute. Then it tries the next rank, or connects by itself.
+3. `Listener._listen`, in that thread, LISTENs again: through a pooler, on the check channel alone until a first token
+   has arrived (see step 5). Each channel gets a new number in ``Listener.in_force``.
 4. `Supervisor._note_changes` sees the new numbers. For the bus, `catchup` searches all databases that this process has
    used, through the pooler, starting at a mark from before the loss, and `Supervisor._deliver` puts what it finds into
-   the feeds. Unless the listener's own session goes through a pooler, this does not wait for step 5. Cron is woken for
-   each database.
+   the feeds. This does not wait for step 5, unless step 3 does. Cron is woken for each database.
 5. `Supervisor._check` sends a token, and through a pooler a second one. When the last token has arrived, the log shows
    "listening again".
 
@@ -31,8 +29,8 @@ If step 5 has not succeeded `GRACE` seconds after the loss, and if polling is on
 all this for themselves, each with its own log lines: a leader passes on what its session receives, nothing else.
 
 The supervisor has a thread of its own (a greenlet under gevent): it uses pooled connections, and a pooler that hangs
-must not delay notifications. Checks and look-ups run side by side in that thread, as
-`tasks`, so a database that hangs delays neither checks nor other databases.
+must not delay notifications. Checks and look-ups run side by side in that thread, as `tasks`, so a database that hangs
+delays neither checks nor other databases.
 """
 
 import collections
@@ -94,7 +92,7 @@ _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::pg_catalog.text, pg_cata
 #: ``moment``: a `lookup.Moment` before the token was sent; ``sent_at``: monotonic seconds, None if no token was
 #: sent; ``leaked``: whether the sender received the token itself
 _Attempt = collections.namedtuple("_Attempt", "moment sent_at leaked")
-#: the `lookup.Moment` of the last check, and its monotonic seconds
+#: the `lookup.Moment` of the last successful check, and when that check began (monotonic seconds)
 _Seen = collections.namedtuple("_Seen", "moment at")
 
 
@@ -504,7 +502,7 @@ class Supervisor(object):
     def _reminding(self):
         """A task: log how many of the databases that still exist can't be searched, with an example.
 
-        Log also which databases have a bus_bus that is too large.
+        Also log which databases have a bus_bus that is too large.
         """
         try:
             names, _connectable, started = yield from self._listing_databases()
@@ -522,7 +520,7 @@ class Supervisor(object):
             self._log(_logger.warning, text, database, catchup.LOOK_UP_TIMEOUT)
 
     def _listing_databases(self):
-        """A task: return all databases of the server, those that Odoo may connect to, and when the server was started.
+        """A task: return what `lookup.listing` does.
 
         Raises ``psycopg2.Error`` or ``OSError``. Once the server has said that the role may not do this, it is not
         asked again.

@@ -388,7 +388,7 @@ def test_a_leader_that_was_of_no_use_is_avoided_for_a_while(monkeypatch, silent,
 
 
 def test_a_leader_to_avoid_is_not_followed(leader, name):
-    with pytest.raises(Moved, match="is not followed for now"):
+    with pytest.raises(Moved, match="not following process"):
         FollowerSession(name(PLAIN), PLAIN, 1.0, {os.getpid()})
 
 
