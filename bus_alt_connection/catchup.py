@@ -108,9 +108,10 @@ class Backlog(object):
         self._marks = {}
         #: database -> the server's own name for it and the server's start time, as of the last look-up
         self._reached = {}
-        #: database -> monotonic time at which its last successful look-up began, and the seconds that look-ups take
+        #: database -> monotonic time at which its last look-up that got an answer began, and the seconds that the
+        #: faster of the last two took
         self._asked = {}
-        #: database -> seconds that its last look-up took
+        #: database -> seconds that its last look-up with an answer took
         self._took = {}
         self._pending = {}
         #: database -> whether its look-up under way is of the slow kind
@@ -125,7 +126,7 @@ class Backlog(object):
         self._lock = threading.Lock()
 
     def begin(self, now):
-        """Ignore rows from before ``now``, except for the last `lookup.OVERLAP` seconds; only the first call counts."""
+        """Ignore rows older than `lookup.OVERLAP` seconds before ``now``; only the first call counts."""
         if self._began is None:
             self._began = now
 
@@ -139,7 +140,7 @@ class Backlog(object):
     def add_pending(self, databases, now, afresh=False):
         """Rows may have been missed in ``databases``: look them up at once, or after a delay if the last try failed.
 
-        ``afresh``: whether LISTEN was not in force until now. Then look up at once, and further back by date as well.
+        ``afresh``: True if LISTEN was not in force until now; then look up at once, and further back by date as well.
         """
         self.begin(now)
         for database in databases:

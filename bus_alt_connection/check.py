@@ -61,7 +61,7 @@ _CAPACITY = (
     " pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4,"
     " (SELECT pg_catalog.count(datid) FROM pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4))"
 )
-# Connections in the pool of one process of Odoo, and its cron threads, by default.
+# Odoo's defaults: the connections in the pool of one process, and the number of cron threads.
 DB_MAXCONN, MAX_CRON_THREADS = 64, 2
 ROW = "%-8s  %-7s  %-7s  %-7s  %s"
 

@@ -60,12 +60,12 @@ Facts = collections.namedtuple("Facts", "address backend_pid pooled standby data
 class Connection(object):
     """One open connection, in autocommit mode, for one thread or greenlet.
 
-    Its methods wait until the answer is there, except `receive`. `opening`, `asking`, `asking_row` and `examining` do
-    the same as tasks (see `tasks`), so that one thread can wait for several connections.
+    Except for `receive`, its methods wait until the answer has arrived. `opening`, `asking`, `asking_row` and
+    `examining` do the same as tasks (see `tasks`), so that one thread can wait for several connections.
 
     A method raises ``psycopg2.OperationalError`` when the connection is lost or a deadline has passed. The connection
-    is unusable then, and methods may also raise ``InterfaceError``. No message of a ``psycopg2.Error`` has a password
-    or more than one line. If the server answered a statement with the error, ``sqlstate`` is its code.
+    is unusable then, and methods may also raise ``InterfaceError``. The message of a ``psycopg2.Error`` never contains
+    a password, nor more than one line. If the server answered a statement with the error, ``sqlstate`` is its code.
     """
 
     #: if true, the connection is given up, and waiting for an answer ends soon; any thread may set it

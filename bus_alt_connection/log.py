@@ -172,8 +172,8 @@ _last = {}
 def rarely(problem):
     """Return True for ``problem`` at most once in `REMINDER` seconds.
 
-    Each problem stays in memory for good. So pass only what has few values: kinds of problems, tracebacks of bugs,
-    names of channels that PostgreSQL refused.
+    Each problem stays in memory for good. So pass only things that can take few values: kinds of problems, tracebacks
+    of bugs, names of channels that PostgreSQL refused.
     """
     now = time.monotonic()
     if now - _last.get(problem, -REMINDER) < REMINDER:

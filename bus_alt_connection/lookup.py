@@ -63,8 +63,8 @@ _LOCK_TIMEOUT = 200
 # The start time identifies a server: a restarted server or a promoted copy has another one. `connection.Facts` has
 # the same value.
 STARTED = "(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
-# A row has the lower 32 bits of its transaction id, see "Transactions and Identifiers" in PostgreSQL's documentation.
-# This adds the upper ones: the id is the highest one up to `next` that has these lower bits.
+# A row stores only the lower 32 bits of its transaction id, see "Transactions and Identifiers" in PostgreSQL's
+# documentation. This adds the upper ones: the id is the highest one up to `next` that has these lower bits.
 _TXID = "next - (next - xmin::text::bigint) %% 4294967296"
 # A snapshot does not list the subtransactions (savepoints) under way, and treats their rows as visible. So all
 # rows from the snapshot's oldest transaction on count as new, except those whose ids the previous look-up returned

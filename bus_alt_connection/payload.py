@@ -6,7 +6,8 @@ import json
 import string
 
 BUS_CHANNEL, CRON_CHANNEL = "imbus", "cron_trigger"
-# The channel for heartbeats, which supervisors send mainly when a listener has received nothing for a long time.
+# The channel for tokens to a session that a first token has confirmed, mainly if it has received nothing for a long
+# time.
 HEARTBEAT_CHANNEL = "bus_alt_connection"
 
 # The deepest nesting of lists. Each JSON library has a limit of its own, which is higher.

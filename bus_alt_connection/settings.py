@@ -40,7 +40,7 @@ from .log import SECRETS, redact
 # The addon's own options: seconds until a listener that receives nothing is noticed, seconds between two
 # look-ups of bus_bus while nothing listens, and whether the processes of a machine share a direct connection.
 DEFAULTS = {"check_interval": 60.0, "poll_interval": 5.0, "share": True}
-# The values that replace wrong ones. A process that was possibly told not to share must not share.
+# The values that replace wrong ones. A process that may have been told not to share must not share.
 _IF_WRONG = dict(DEFAULTS, share=False)
 # Every text that a series of Odoo accepts as a boolean, on the command line or in odoo.conf.
 _BOOLEANS = dict.fromkeys("1 t true y yes on".split(), True)
@@ -69,9 +69,9 @@ class Settings(object):
 
     ``connection``: libpq keyword -> value, as configured for listeners only;
     ``system_database``: the database that replaces ``postgres`` for pooled and direct connections, or None;
-    ``check_interval`` and ``poll_interval``: seconds, 0 for off; ``share``: a bool;
-    ``errors`` and ``warnings``: lines for the operator, none of which has the value of an option;
-    ``refused``: the names of wrong options, because of which no listener may connect.
+    ``check_interval`` and ``poll_interval``: seconds, 0 for off; ``share``: a bool; ``errors`` and ``warnings``: lines
+    for the operator, which never contain the value of an option;
+    ``refused``: the names of wrong options; while there are any, no listener may connect.
     """
 
     def __init__(self):
@@ -223,7 +223,8 @@ def _problem(keyword, value):
     """Return what is wrong with the value of a libpq keyword and what to do, without the value; or None."""
     if keyword in SECRETS or keyword.startswith("oauth_"):
         return None
-    # The server would take a URI or DSN for a name and quote it, cut short, so that `redact` might miss its password.
+    # The server would take a URI or DSN for a name, and its error would quote a truncated copy, in which `redact` might
+    # miss the password.
     if _DSN.search(value) or keyword in PLACES and re.search(".@|=", value):
         return "is a URI or DSN. Set host, port, user and password in separate options."
     if keyword in ("host", "hostaddr") and any(_HOST_WITH_PORT.match(host.strip()) for host in value.split(",")):

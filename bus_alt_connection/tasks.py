@@ -55,7 +55,7 @@ def finish(task):
 def within(seconds, task, clock):
     """A task: run ``task``, and end it with ``psycopg2.OperationalError`` if it takes longer than ``seconds``.
 
-    ``clock()``, such as `Tasks.attended`, returns the seconds by which this is measured.
+    ``clock()``, such as `Tasks.attended`, returns the time in seconds; the limit is measured with it.
     """
     deadline = clock() + seconds
     with contextlib.closing(task):
