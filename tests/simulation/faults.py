@@ -17,7 +17,7 @@ from .network import Path
 SENT, OVER = "sent", "over"
 # How late a message may be.
 AT_ONCE, POLLED, CHECKED, LEFT = "at once", "polled", "checked", "left"
-RECONNECTED, READ = "reconnected", "read"
+RECONNECTED, READ, CUT = "reconnected", "read", "cut"
 
 _GARBAGE = '{"a":1}', "x", "[]", "[1]", '[{"a":1}]', "[[]]", '["\\ud800"]', "[" * 2000
 _GARBAGE_TO_LEADERS = b"", b"\xff", b"{}", b"[null]", b'["imbus"]', b'["\\ud800"]', b"[" * 100000, b'["imbus"'
@@ -36,6 +36,8 @@ def limit(late, world):
     spread = world.seconds_of_portions()
     return {
         AT_ONCE: 1.0,
+        # Rows are looked up once; after an outage twice.
+        CUT: 1.0 + spread / 2,
         LEFT: 6.0 + spread,
         POLLED: world.poll_interval + 4.0 + spread,
         RECONNECTED: 8.0 + spread,
@@ -98,7 +100,7 @@ def direct_way_is_slow(world):
     return _slow_down(world, world.direct_path)
 
 
-@_kind(AT_ONCE, together=SENT)
+@_kind(CUT, together=SENT)
 def direct_way_is_cut(world):
     _cut_all(world, world.direct_path, 0.9)
 
@@ -232,7 +234,7 @@ def look_ups_are_slow(world):
     return _holds(world.cluster, "slow_look_up", world.rng.choice((1, 10, 40)), 0.0)
 
 
-@_kind(AT_ONCE, together=SENT)
+@_kind(CUT, together=SENT)
 def backend_is_terminated(world):
     found = [backend for backend in world.cluster.backends if backend.is_direct or world.rng.random() < 0.2]
     if found:
