@@ -608,11 +608,11 @@ class DirectSession(Session, connection.Connection):
         # Examine both servers again, since one of them may have been restarted. If a server can't be reached, do not
         # try again: there is no time left in the check interval.
         try:
-            quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
-            another = yield from connection.opening(quickly)
-            with contextlib.closing(another):
-                facts = yield from another.examining()
+            facts = yield from self._examining_anew()
             sender = yield from examining_sender()
+            if facts.started != sender.started:
+                # The server may have been restarted or replaced between the two.
+                facts = yield from self._examining_anew()
         except (psycopg2.Error, OSError) as error:
             text = "nothing arrives from %s, and a new connection fails: %s"
             return log.LOST, text % (self.facts.address, error)
@@ -629,6 +629,13 @@ class DirectSession(Session, connection.Connection):
         if was_replaced and (self.confirmed is not None or facts.started == sender.started):
             return log.LOST, "%s was restarted or replaced, and nobody closed the connection" % facts.address
         return log.UNHEARD, connection.why_deaf(facts, sender)
+
+    def _examining_anew(self):
+        """A task: return the `connection.Facts` on a new connection to the same address."""
+        quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
+        another = yield from connection.opening(quickly)
+        with contextlib.closing(another):
+            return (yield from another.examining())
 
 
 def _is_about_names(error):

@@ -191,7 +191,7 @@ class Watch:
         # What leads to a pooler is looked at closer, with more connections.
         if path.name != "pooler" and self._world.direct == "server":
             addresses = self._world.environ["IMDISPATCHER_DB_HOST"].count(",") + 1
-            # A session at the wrong server is looked at with three connections more.
+            # A session at the wrong server is looked at with four connections more.
             most = _MOST_CONNECTS * (1.5 if self._world.recently("split") else 1)
             self.measure(CONNECTS, len(times), most * addresses, process.name)
 

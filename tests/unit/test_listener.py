@@ -324,26 +324,26 @@ def test_a_path_that_gives_no_answer_is_tried_only_once(monkeypatch):
 @pytest.mark.parametrize(
     "confirmed, another, sender, keeps, blamed",
     [
-        (None, 5, 5, True, "is a pooler"),
-        (None, 5, 6, True, "is not the server"),
-        (None, 5, 6, False, "is a pooler"),
+        (None, [5], 5, True, "is a pooler"),
+        (None, [5, 5], 6, True, "is not the server"),
+        (None, [5, 5], 6, False, "is a pooler"),
         # A balancer has given each connection another server.
-        (None, 6, 7, True, "is not the server"),
-        # The server was replaced: once, or before and after the new connection.
-        (None, 6, 6, True, None),
-        (frozenset(), 6, 7, True, None),
+        (None, [6, 8], 7, True, "is not the server"),
+        # The server was replaced after the first look, or is being replaced.
+        (None, [5, 6], 6, True, None),
+        (frozenset(), [6, 6], 7, True, None),
     ],
 )
 def test_the_advice_names_what_is_wrong(monkeypatch, confirmed, another, sender, keeps, blamed):
-    session = direct_session(pooled=another == 5)
+    session = direct_session(pooled=another[-1] == 5)
     session.confirmed = confirmed
 
     def ending_with(value):
         yield from ()
         return value
 
-    there, here = (session.facts._replace(started=started) for started in (another, sender))
-    opened = types.SimpleNamespace(examining=lambda: ending_with(there), close=lambda: None)
+    *there, here = (session.facts._replace(started=started) for started in [*another, sender])
+    opened = types.SimpleNamespace(examining=lambda: ending_with(there.pop(0)), close=lambda: None)
     monkeypatch.setattr(connection, "opening", lambda *_arguments: ending_with(opened))
     monkeypatch.setattr(connection, "keeping_session", lambda _parameters: ending_with(keeps))
     kind, reason = tasks.finish(session.explaining(lambda: ending_with(here), 0.0, False))
