@@ -26,8 +26,8 @@ class Process:
         self.dead = self.stopped = False
         #: what this process has run out of
         self.no_descriptors = self.no_threads = False
-        #: when it went on after it had stood still
-        self.resumed = 0.0
+        #: when it began, or went on after it had stood still
+        self.resumed = kernel.K.now
         kernel.K.processes.append(self)
 
     def open(self, description):
