@@ -15,8 +15,6 @@ from tests.support import traffic
 from tests.support.machine import Machine
 from tests.support.payloads import HOSTILE
 
-pytestmark = pytest.mark.rest
-
 
 @pytest.fixture(scope="module")
 def machine():

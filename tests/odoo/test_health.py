@@ -169,7 +169,6 @@ def test_health_degrades_while_polling_fails_without_any_way_recovers_and_blames
     client.wait_for("after", SOON)
 
 
-@pytest.mark.rest
 @pytest.mark.variants("19.0-prefork")
 def test_health_needs_no_database(stack):
     # From now on with several, so that Odoo can not know which one is meant.

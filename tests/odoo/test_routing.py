@@ -132,7 +132,6 @@ def test_no_listen_took_the_pooler_and_nothing_else_was_direct(stack):
     assert [one for one in other if not re.match(own, one.text)] == []
 
 
-@pytest.mark.rest
 @pytest.mark.variants("19.0-prefork")
 def test_without_the_addon_nothing_arrives_and_triggered_actions_wait(new_stack):
     stack = new_stack(addon=None)

@@ -147,7 +147,6 @@ def test_odoos_own_option_rules_where_there_is_one(new_stack, given, used):
     assert {one.message for one in troubles(stack)} == ({warning} if used != "customer" else set())
 
 
-@pytest.mark.rest
 @pytest.mark.variants("14.0-prefork", "19.0-threaded")
 def test_a_role_that_may_only_connect_to_odoos_own_database_has_that_for_both(new_stack):
     stack = new_stack(jobs=False, conf=CONF, system_database=DATABASE, environment=keep_to_itself)
@@ -181,7 +180,6 @@ def test_a_system_database_that_can_not_be_had_is_told_and_odoo_starts(new_stack
         hear(stack, client, "hello")
 
 
-@pytest.mark.rest
 @pytest.mark.variants("14.0-threaded", "19.0-threaded")
 def test_if_it_is_given_a_database_odoo_itself_connects_to_postgres_before_it_loads_an_addon(new_stack):
     with pytest.raises(RuntimeError, match=REFUSED):

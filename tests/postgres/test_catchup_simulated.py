@@ -16,8 +16,6 @@ from stack.process import identity
 from tests.simulation import kernel, postgres, statements
 from tests.support.backlog import INSERT, OLD, AskedBacklog, create_database
 
-pytestmark = pytest.mark.rest
-
 # Seconds; a row is either found by its date or not, however long the test takes.
 YOUNG = 5
 STEPS, MOST_OPEN, HISTORIES = 80, 4, 4

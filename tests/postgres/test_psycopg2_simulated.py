@@ -18,8 +18,6 @@ from stack.postgres import libpq_parameters
 from tests.simulation import client, kernel, machine, network, postgres
 from tests.support.backlog import create_database
 
-pytestmark = pytest.mark.rest
-
 TABLE = '"public".bus_bus'
 LOOK_UP = {"since": "1:1:", "known": [1], "overlap": 0, "rows": 110000, "late": 100000}
 
