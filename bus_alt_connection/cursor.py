@@ -170,8 +170,8 @@ class ListeningConnection(Feed):
     ``open_pooled()`` returns an ordinary Odoo cursor. ``start_listening(feed)`` returns the
     `listener.Listener` that serves ``feed`` from then on; it is called at the first LISTEN.
 
-    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`. It takes the re-entrant lock
-    ``Listener.changed`` (see `listener`) and, like closing any Odoo cursor, the lock of Odoo's pool.
+    `commit` and `listen` may wait until LISTEN is in force. A finalizer may call `close`, which takes two locks:
+    ``Listener.changed``, which is re-entrant (see `listener`), and, as for any Odoo cursor, that of Odoo's pool.
 
     All other attributes are those of the pooled connection.
     """

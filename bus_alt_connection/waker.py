@@ -38,9 +38,7 @@ class Waker(object):
     def clear(self):
         """Drain the descriptor, so that normally it is not readable until the next `wake`.
 
-        Must not be called by a finalizer.
-
-        Call this first, then look for work.
+        Call this first, then look for work. A finalizer must not call it.
         """
         with self._lock:
             if not self._closed:

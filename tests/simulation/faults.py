@@ -387,7 +387,7 @@ def no_threads_left(process):
     return _holds(process, "no_threads")
 
 
-# A line about an outage is written while it lasts, so what was sent meanwhile is looked up only after that.
+# The line about an outage is written while the outage lasts. Look-ups wait until the handler returns.
 @_kind_of_process(AT_ONCE, late_together=RECONNECTED)
 def log_blocks(process):
     """Each line of the log takes the thread that writes it 8 s."""
