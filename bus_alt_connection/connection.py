@@ -68,7 +68,7 @@ class Connection(object):
     a password, nor more than one line. If the server answered a statement with the error, ``sqlstate`` is its code.
     """
 
-    #: if true, the connection is given up, and waiting for an answer ends soon; any thread may set it
+    #: any thread may set this to a true value to give the connection up; a wait for an answer then ends soon
     fault = None
 
     def __init__(self, parameters):
@@ -209,6 +209,13 @@ def opening(parameters, session_type=Connection, last=()):
     failure = psycopg2.OperationalError(", ".join(problems))
     failure.reasons = reasons
     raise failure
+
+
+def examining_once(opening_task):
+    """A task: return the `Facts` on the connection that ``opening_task`` returns, and close that connection."""
+    opened = yield from opening_task
+    with contextlib.closing(opened):
+        return (yield from opened.examining())
 
 
 def place(parameters):

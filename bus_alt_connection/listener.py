@@ -16,8 +16,8 @@ payload. A session that has received one is *confirmed*. See `supervisor`.
 
 Locks. A thread that holds one of these locks waits only for locks further down the list:
 
-1. ``patch._Process.lock``: one of Odoo's threads holds it during ``patch.install``, which may also wait for log
-   handlers and the network, and during ``patch._start_listening`` (at the first LISTEN of a cursor), which waits until
+1. ``patch._Process.lock``: held by one of Odoo's threads during ``patch.install`` and, at the first LISTEN of a cursor,
+   during ``patch._start_listening``. The former may also wait for log handlers and the network; the latter waits until
    a new listener's threads run.
 2. Four locks. No thread waits for one of them while it holds another of them.
 
@@ -33,10 +33,10 @@ Locks. A thread that holds one of these locks waits only for locks further down 
    finalizer.
 
 ``changed`` comes last, since the garbage collector may run a finalizer, which removes a feed, in a thread that holds
-any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. The finalizer of a
-listening cursor also takes the lock of Odoo's pool, as the finalizer of any Odoo cursor does. So a finalizer may take
-``changed`` in a thread that holds the pool's lock, or the pool's lock in one that holds ``changed``. Two such threads
-never wait for each other, since Python runs one garbage collection at a time.
+any other lock. For the same reason `Waker.wake` and `Waker.close` never wait for their lock. Finalizing a
+listening cursor also takes the lock of Odoo's pool, as finalizing any Odoo cursor does. So one thread may hold the
+pool's lock when a finalizer takes ``changed``, and another may hold ``changed`` when a finalizer takes the pool's lock.
+The two threads never wait for each other, since Python runs one garbage collection at a time.
 
 `sharing.Sharing` has no lock: the listener's thread calls `connect` and `close`, and `better` only reads. A forked
 child has locks of its own, see ``patch._processes``.
@@ -633,9 +633,7 @@ class DirectSession(Session, connection.Connection):
     def _examining_anew(self):
         """A task: return the `connection.Facts` on a new connection to the same address."""
         quickly = dict(self.parameters, connect_timeout=connection.PROBE_TIMEOUT)
-        another = yield from connection.opening(quickly)
-        with contextlib.closing(another):
-            return (yield from another.examining())
+        return (yield from connection.examining_once(connection.opening(quickly)))
 
 
 def _is_about_names(error):

@@ -97,7 +97,7 @@ class Sharing(object):
         self._parameters = parameters
         own = (0, 1) if evented else (2, 3)
         #: the ranks at which this process may lead, and those at which it may follow
-        self._own_ranks = own if share and possible() else ()
+        self._own_ranks = own if share else ()
         self._reach = range(own[-1] + 1) if self._own_ranks else range(0)
         self._leader = None
         self._last = None

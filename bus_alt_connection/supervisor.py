@@ -1,6 +1,6 @@
 # Copyright 2026 the bus_alt_connection contributors
 # License AGPL-3.0 or later (https://www.gnu.org/licenses/agpl).
-"""Find out whether the listener receives what is sent and, if not, why not and what it missed.
+"""Check that the listener receives what is sent; if it does not, find out why, and look up what it missed.
 
 `Supervisor.round` checks the listener, looks up in bus_bus what it missed, polls while nothing listens, and writes the
 listener's log lines. So a notification of the bus is late by about ``check_interval`` at most if a path dies silently
@@ -343,9 +343,7 @@ class Supervisor(object):
 
     def _examining(self):
         """A task: return the `connection.Facts` on a new pooled connection."""
-        pooled = yield from self._opening(self.listener.database)
-        with contextlib.closing(pooled):
-            return (yield from pooled.examining())
+        return (yield from connection.examining_once(self._opening(self.listener.database)))
 
     def _note_success(self, session, channels, attempt, now):
         self._last_check = time.monotonic()
